@@ -1,0 +1,39 @@
+# make install   .venv with everything; a second time does nothing
+# make demo      three hospitals, end to end, on this machine
+# make test      what CI runs: style, types, import rules, tests, coverage
+# make bench     the organ beside its peers, quick
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# The build that is tested. On a machine without an NVIDIA card tools/install.py sees to it that no CUDA is fetched.
+TORCH  ?= torch==2.13.0
+
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+
+.PHONY: install demo test lint bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml tools/install.py
+	$(PYTHON) tools/install.py --venv $(VENV) --torch "$(TORCH)"
+	touch $@
+
+demo: install
+	$(BIN)/not-fed demo --out demo $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest -n 2 --dist loadgroup --cov --cov-report term $(ARGS)
+
+bench: install
+	$(BIN)/not-fed bench organ --quick $(ARGS)
+
+clean:
+	rm -rf $(VENV) dist build .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

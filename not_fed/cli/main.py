@@ -1,0 +1,58 @@
+"""The `not-fed` command. Modules behind a command are imported when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from not_fed.cli import envelope, keys, organ, roster
+from not_fed.cli.output import report_error, say
+from not_fed.errors import NotFedError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=True,
+    help="Federated training of neural organs: records stay home, a sealed organ travels.",
+)
+for group in (organ, envelope, keys, roster):
+    group.register(app)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from not_fed import __version__
+
+        sys.stdout.write(f"not-fed {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Federated training of neural organs: records stay home, a sealed organ travels."""
+
+
+def main() -> None:
+    """Run the command; every outcome has its documented exit code."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        app(standalone_mode=False)
+    except NotFedError as error:
+        report_error(error, as_json=as_json)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        say("interrupted; nothing half-written was left behind")
+        sys.exit(130)

@@ -1,0 +1,286 @@
+"""Files that appear whole or not at all, and are read only when they are what they seem.
+
+Writing: a file of mode 0600 without a name (O_TMPFILE; where that is missing, a hidden `.part` beside the target),
+fsync, then `link` (never overwrites) or `replace`, then fsync of the folder. The folder is held open by descriptor, so
+nobody can swap it meanwhile. A kill leaves the old state or the new one, and of a nameless file nothing at all.
+Reading: without following a symbolic link and without blocking on a FIFO.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO
+
+from not_fed.errors import InputError
+
+BLOCK_BYTES = 1 << 20
+
+
+class OutputExists(InputError):
+    """The output is already there; nothing was overwritten."""
+
+    code = "output-exists"
+
+
+class NotAFile(InputError):
+    """A plain file was expected here."""
+
+    code = "not-a-file"
+
+
+class FileTooLarge(InputError):
+    """The file is larger than anything of its kind may be."""
+
+    code = "file-too-large"
+
+
+class NoSpace(InputError):
+    """The disk is full; nothing was left behind."""
+
+    code = "no-space"
+
+
+def open_regular(path: Path, *, max_bytes: int | None = None) -> BufferedReader:
+    """Open a regular file for reading; never through a symbolic link at `path`, never blocking on a FIFO.
+
+    Raises:
+        NotAFile: it is missing, unreadable, a symbolic link, a folder or a special file.
+        FileTooLarge: it holds more than `max_bytes`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = "a symbolic link" if path.is_symlink() else _reason(error)
+        raise NotAFile(where=str(path), expected="a regular file", got=reason, hint="check the path") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise NotAFile(
+            where=str(path), expected="a regular file", got="a folder or special file", hint="check the path"
+        )
+    if max_bytes is not None and status.st_size > max_bytes:
+        os.close(descriptor)
+        raise FileTooLarge(
+            where=str(path),
+            expected=f"at most {max_bytes:,} bytes",
+            got=f"{status.st_size:,} bytes",
+            hint="this is not a file that not-fed wrote",
+        )
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: Path, *, max_bytes: int) -> bytes:
+    """The whole of a small regular file; errors as `open_regular`."""
+    with open_regular(path, max_bytes=max_bytes) as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:  # grew while being read
+        raise FileTooLarge(
+            where=str(path),
+            expected=f"at most {max_bytes:,} bytes",
+            got="more",
+            hint="the file changed while being read",
+        )
+    return data
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a regular file, in constant memory."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def new_file(path: Path, *, overwrite: bool = False, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """Write a file that appears at `path` whole, or not at all when the block raises.
+
+    Raises:
+        OutputExists: `path` exists (a dangling link too) and `overwrite` is false; checked first and again at the end.
+        NotAFile: the folder does not exist or cannot be written, or `path` is no possible name.
+        NoSpace: the disk filled up.
+    """
+    _refuse_target(path, overwrite=overwrite)
+    folder = _open_folder(path)
+    part: str | None = None
+    try:
+        nameless = None if overwrite else _open_nameless(folder, mode)
+        if nameless is None:
+            part = _part_name(path)
+            nameless = _open_part(part, folder, mode, path)
+        with os.fdopen(nameless, "w+b") as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+            _publish(file.fileno(), part, folder, path, overwrite=overwrite)
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(
+                where=str(path), expected="room for the file", got="a full disk", hint="free some space and try again"
+            ) from None
+        raise
+    finally:
+        if part is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(part, dir_fd=folder)
+        os.close(folder)
+
+
+def write_atomic(path: Path, data: bytes, *, overwrite: bool = False, mode: int = 0o600) -> None:
+    """`new_file` for bytes at hand."""
+    with new_file(path, overwrite=overwrite, mode=mode) as file:
+        file.write(data)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder that appears at `path` whole, or not at all when the block raises.
+
+    Yields:
+        a private temporary folder beside `path`; fill it, and it becomes `path`.
+    Raises:
+        OutputExists: `path` exists.
+    """
+    _refuse_target(path, overwrite=False)
+    part = path.with_name(_part_name(path))
+    try:
+        part.mkdir(mode=0o700)
+    except OSError as error:
+        raise NotAFile(
+            where=str(path),
+            expected="a folder that can be written",
+            got=os.strerror(error.errno or 0).lower(),
+            hint="create the parent folder first, or choose another output",
+        ) from None
+    try:
+        yield part
+        for entry in (part, *part.rglob("*")):
+            if not entry.is_symlink() and (entry.is_file() or entry.is_dir()):
+                _fsync(entry)
+        if os.path.lexists(path):
+            raise _exists(path)
+        part.rename(path)
+        fsync_folder(path.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive power loss."""
+    _fsync(folder)
+
+
+def cache_folder() -> Path:
+    """Where downloads and digests are kept between runs: $NOT_FED_CACHE, else the user's cache folder."""
+    chosen = os.environ.get("NOT_FED_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "not-fed"
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return os.strerror(error.errno or 0).lower() if isinstance(error, OSError) else "a name with a NUL in it"
+
+
+def _part_name(path: Path) -> str:
+    return f".{path.name[:24]}.{secrets.token_hex(6)}.part"  # 24 characters are at most 96 bytes of the 255 allowed
+
+
+def _refuse_target(path: Path, *, overwrite: bool) -> None:
+    """Settle before any work what would fail after it."""
+    if path.name in ("", ".", ".."):
+        raise NotAFile(where=str(path), expected="the name of a new file", got="a folder", hint="add a file name")
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise NotAFile(
+            where=str(path), expected="a name that can be written", got=_reason(error), hint="choose another name"
+        ) from None
+    if not overwrite:
+        raise _exists(path)
+
+
+def _open_folder(path: Path) -> int:
+    try:
+        return os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _no_folder(path, error) from None
+
+
+def _open_nameless(folder: int, mode: int) -> int | None:
+    """A file that no path leads to, or None where the system has none or could not name it later."""
+    if not hasattr(os, "O_TMPFILE") or not Path("/proc/self/fd").is_dir():
+        return None
+    try:
+        return os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=folder)
+    except OSError:  # this file system cannot; whatever else is wrong, the named file will say
+        return None
+
+
+def _open_part(part: str, folder: int, mode: int, path: Path) -> int:
+    try:
+        return os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=folder)
+    except OSError as error:
+        raise _no_folder(path, error) from None
+
+
+def _publish(descriptor: int, part: str | None, folder: int, path: Path, *, overwrite: bool) -> None:
+    if overwrite and part is not None:
+        os.replace(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        return
+    try:
+        if part is None:
+            os.link(f"/proc/self/fd/{descriptor}", path.name, dst_dir_fd=folder, follow_symlinks=True)
+        else:
+            os.link(part, path.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except FileExistsError:
+        raise _exists(path) from None
+    except OSError as error:
+        if part is None:
+            raise _no_folder(path, error) from None
+        _rename_new(part, folder, path)
+
+
+def _rename_new(part: str, folder: int, path: Path) -> None:
+    """For a file system without hard links: a small window, still never an overwrite of what we saw."""
+    with suppress(FileNotFoundError):
+        os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+        raise _exists(path)
+    os.rename(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def _no_folder(path: Path, error: OSError) -> NotAFile:
+    return NotAFile(
+        where=str(path),
+        expected="a folder that can be written",
+        got=_reason(error),
+        hint="create the folder first, or choose another output",
+    )
+
+
+def _exists(path: Path) -> OutputExists:
+    return OutputExists(
+        where=str(path),
+        expected="no file of that name",
+        got="one",
+        hint="choose another output or move the old one away",
+    )

@@ -1,0 +1,278 @@
+"""A base model's folder: what it holds, without loading it.
+
+Only headers are read to find tensors; bytes are read tensor by tensor. A base is known by a digest that does not depend
+on sharding or file names, computed once and remembered by path, size and modification time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from not_fed import canonical, files
+from not_fed.envelope.header import check_header
+from not_fed.errors import FitError, InputError
+from not_fed.organ.anatomy import Family, Span, blood_type, family_of, layer_count
+from not_fed.progress import Progress, silent
+
+MAX_CONFIG_BYTES = 16 << 20
+_SHA_THREADS = 2
+
+
+class NotABase(InputError):
+    """This is not a model folder in Hugging Face layout with safetensors weights."""
+
+    code = "not-a-base"
+
+
+class TensorMissing(FitError):
+    """The checkpoint lacks a tensor that its own index or its family promises."""
+
+    code = "tensor-missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one tensor's bytes are: `[begin, end)` in `file`; dtype in safetensors' spelling."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    def blocks(self) -> Iterator[bytes]:
+        """The tensor's bytes, in blocks of bounded size."""
+        with files.open_regular(self.file) as stream:
+            stream.seek(self.begin)
+            left = self.end - self.begin
+            while left:
+                block = stream.read(min(left, files.BLOCK_BYTES))
+                if not block:
+                    raise TensorMissing(
+                        where=str(self.file),
+                        expected=f"{left:,} more bytes of a tensor",
+                        got="the end of the file",
+                        hint="the file changed while being read; try again",
+                    )
+                left -= len(block)
+                yield block
+
+    def read(self) -> bytes:
+        """The tensor's bytes."""
+        return b"".join(self.blocks())
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model folder whose headers were checked; nothing is loaded.
+
+    Attributes:
+        folder: the folder itself, resolved.
+        config: config.json as parsed.
+        places: tensor name -> where its bytes are, over all shards.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    places: Mapping[str, Place]
+    progress: Progress = field(default=silent, repr=False, compare=False)
+
+    @property
+    def family(self) -> Family:
+        """The anatomy; raises UnknownFamily."""
+        return family_of(self.config, where=str(self.folder / "config.json"))
+
+    @property
+    def blood_type(self) -> dict[str, Any]:
+        """What another model must share to exchange organs."""
+        return blood_type(self.config, where=str(self.folder / "config.json"))
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return layer_count(self.config)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of all tensors (see `digest_tensors`); computed once per state of the files, then remembered."""
+        shards = sorted({place.file for place in self.places.values()})
+        stats = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns, stat.st_ino) for path in shards]
+        note = files.cache_folder() / "digests" / hashlib.sha256(canonical.dumps(stats)).hexdigest()
+        with suppress(InputError):
+            return files.read_regular(note, max_bytes=64).decode("ascii")
+        digest = digest_tensors(self.places, progress=self.progress)
+        with suppress(OSError, InputError):  # a cache that cannot be written costs time, nothing else
+            note.parent.mkdir(parents=True, exist_ok=True)
+            files.write_atomic(note, digest.encode(), overwrite=True)
+        return digest
+
+    def span_places(self, span: Span) -> dict[str, Place]:
+        """Organ tensor name (`layers.0.…` is the span's first layer) -> place.
+
+        Raises:
+            SpanOutside: the model has fewer layers.
+            TensorMissing: a layer of the span has no tensors.
+        """
+        return {organ: self.places[name] for organ, name in self.span_names(span).items()}
+
+    def span_names(self, span: Span) -> dict[str, str]:
+        """Organ tensor name -> name in this checkpoint; errors as `span_places`."""
+        span.check_inside(self.layers, where=str(self.folder))
+        family, found = self.family, {}
+        prefix = next(
+            (p for p in family.prefixes() if any(name.startswith(p) for name in self.places)), family.prefixes()[0]
+        )
+        for name in sorted(self.places):
+            index, _, rest = name.removeprefix(prefix).partition(".")
+            ignored = family.ignored is not None and family.ignored.fullmatch(rest)
+            if name.startswith(prefix) and index.isdecimal() and span.start <= int(index) < span.stop and not ignored:
+                found[f"{family.list_name}.{int(index) - span.start}.{rest}"] = name
+        present = {int(name.split(".")[1]) for name in found}
+        if missing := sorted(set(range(len(span))) - present):
+            raise TensorMissing(
+                where=str(self.folder),
+                expected=f"tensors of layer {span.start + missing[0]}",
+                got="none",
+                hint="the checkpoint is incomplete",
+            )
+        return found
+
+
+def open_base(folder_or_name: str | Path, *, progress: Progress = silent) -> Base:
+    """Find a model folder and check its headers.
+
+    Args:
+        folder_or_name: a folder in Hugging Face layout, or a hub id (fetched by huggingface_hub).
+    Raises:
+        NotABase: no such folder or hub id, no config.json, or no safetensors weights.
+    """
+    folder = Path(folder_or_name)
+    if not folder.is_dir():
+        folder = _from_hub(str(folder_or_name))
+    folder = folder.resolve()
+    config = _read_json(folder / "config.json")
+    return Base(folder=folder, config=config, places=_read_places(folder), progress=progress)
+
+
+def digest_tensors(places: Mapping[str, Place], *, progress: Progress = silent) -> str:
+    """SHA-256 over the sorted list of (name, dtype, shape, SHA-256 of the bytes), as canonical JSON."""
+
+    def digest(place: Place) -> str:
+        hasher = hashlib.sha256()
+        for block in place.blocks():
+            hasher.update(block)
+        return hasher.hexdigest()
+
+    names = sorted(places)
+    total = sum(places[name].end - places[name].begin for name in names)
+    rows, done = [], 0
+    with ThreadPoolExecutor(_SHA_THREADS) as pool:  # hashlib releases the GIL
+        for name, sha in zip(names, pool.map(digest, (places[name] for name in names)), strict=True):
+            rows.append([name, places[name].dtype, list(places[name].shape), sha])
+            done += places[name].end - places[name].begin
+            progress("digest of the tensors", done=done, total=total)
+    return hashlib.sha256(canonical.dumps(rows)).hexdigest()
+
+
+def read_header(path: Path) -> dict[str, Place]:
+    """Places of all tensors in one safetensors file, after the strict header check."""
+    with files.open_regular(path) as stream:
+        header = check_header(stream, path.stat().st_size)
+    start = header.data_start
+    return {
+        name: Place(path, entry.dtype, tuple(entry.shape), start + entry.begin, start + entry.end)
+        for name, entry in header.tensors.items()
+    }
+
+
+def _read_places(folder: Path) -> dict[str, Place]:
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if not index.exists():
+        if not single.exists():
+            raise NotABase(
+                where=str(folder),
+                expected="model.safetensors or model.safetensors.index.json",
+                got="neither",
+                hint="convert the weights to safetensors: load with transformers, then save_pretrained",
+            )
+        return read_header(_weights(single))
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise NotABase(
+            where=str(index),
+            expected="a weight_map of tensor name to file name",
+            got="something else",
+            hint="download the checkpoint again",
+        )
+    return dict(_merge(folder, weight_map))
+
+
+def _merge(folder: Path, weight_map: Mapping[str, str]) -> Iterable[tuple[str, Place]]:
+    shards = {}
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name:
+            raise NotABase(
+                where=str(folder),
+                expected="shards beside their index",
+                got="a path",
+                hint="download the checkpoint again",
+            )
+        shards[name] = read_header(_weights(folder / name))
+    for tensor, shard in weight_map.items():
+        if tensor not in shards[shard]:
+            raise TensorMissing(
+                where=f"{folder / shard}",
+                expected=f"tensor {tensor[:100]}, as its index says",
+                got="no such tensor",
+                hint="download the checkpoint again",
+            )
+        yield tensor, shards[shard][tensor]
+
+
+def _weights(path: Path) -> Path:
+    """The file behind a link of the hub's cache; a base is chosen by its owner, so links are allowed here."""
+    return path.resolve()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise NotABase(
+            where=str(path.parent),
+            expected=f"a model folder with {path.name}",
+            got=f"no {path.name}",
+            hint="give a folder in Hugging Face layout, a hub id, or smollm2-135m",
+        )
+    try:
+        value = json.loads(files.read_regular(path.resolve(), max_bytes=MAX_CONFIG_BYTES))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise NotABase(
+            where=str(path), expected="a JSON object", got="something else", hint="download the checkpoint again"
+        )
+    return value
+
+
+def _from_hub(name: str) -> Path:
+    if name.count("/") > 1 or not name or name.startswith(("/", ".", "~")):
+        raise NotABase(where=name, expected="a model folder", got="no such folder", hint="check the path")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise NotABase(
+            where=name,
+            expected="a model folder or a hub id",
+            got=f"no folder, and the hub said {type(error).__name__}",
+            hint="check the name, or download the model and give its folder",
+        ) from None
