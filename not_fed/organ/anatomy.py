@@ -44,11 +44,13 @@ class Family:
     Attributes:
         layers: path of the list of layers inside the causal language model, e.g. `model.layers`.
         facts: blood type field -> key of config.json; a tuple means the first key that is present.
+        packs: the family's forward keeps packed records apart by their positions (it hands them to its mask).
         ignored: tensors that old checkpoints carry and the model does not load (masks kept as buffers).
     """
 
     layers: str
     facts: Mapping[str, tuple[str, ...]]
+    packs: bool = True
     ignored: re.Pattern[str] | None = None
 
     @property
@@ -76,6 +78,7 @@ _LLAMA_FACTS = {
 _LLAMA = Family(layers="model.layers", facts=_LLAMA_FACTS)
 _GPT_OSS = Family(
     layers="model.layers",
+    packs=False,
     facts=_LLAMA_FACTS | {"experts": ("num_local_experts",), "experts_per_token": ("num_experts_per_tok",)},
 )
 _GPT2 = Family(

@@ -76,7 +76,7 @@ def _csv(path: Path, text_field: str) -> Iterator[str]:
         for row in reader:
             yield _text(row.get(text_field), path, reader.line_num, text_field)
     except csv.Error:
-        raise _bad(path, reader.line_num, "comma-separated values", "a broken row") from None
+        raise _bad(path, reader.reader.line_num, "comma-separated values", "a broken row") from None
 
 
 def _parquet(path: Path, text_field: str) -> Iterator[str]:

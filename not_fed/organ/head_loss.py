@@ -2,7 +2,7 @@
 
 The head does not learn, so the gradient that flows back is known as soon as a chunk's softmax is: it is taken in the
 forward pass, chunk by chunk, and the backward pass only scales it. Memory is one chunk of logits instead of
-tokens × vocabulary three times over.
+tokens by vocabulary three times over.
 Source: the idea of fused linear cross-entropy, Hsu et al. 2024 (Liger Kernel, arXiv 2410.10989), for a frozen head.
 """
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from not_fed.organ.anatomy import Span
+from not_fed.organ.anatomy import Family, Span
 from not_fed.organ.checkpoint import Base
 from not_fed.organ.head_loss import token_losses
 from not_fed.organ.layout import Layout, pack, stack
@@ -52,18 +52,18 @@ class SplitModel:
         head: the output embedding, `(vocabulary, hidden)` weights.
     """
 
-    def __init__(self, model: nn.Module, *, layers_path: str, span: Span) -> None:
+    def __init__(self, model: nn.Module, *, family: Family, span: Span) -> None:
         """Freeze everything and switch dropout off.
 
         Args:
             model: a transformers causal language model.
-            layers_path: the family's path of its layer list, such as `model.layers`.
+            family: its anatomy.
         """
         model.requires_grad_(requires_grad=False)
         model.eval()
-        self.model, self.span = model, span
+        self.model, self.family, self.span = model, family, span
         self._inner: nn.Module = model.base_model  # type: ignore[assignment]
-        self._list_name = layers_path.rpartition(".")[2]
+        self._list_name = family.list_name
         self._layers: nn.ModuleList = getattr(self._inner, self._list_name)
         self._cut = nn.ModuleList(
             [_PassThrough(layer) for layer in self._layers[: span.start]] + list(self._layers[span.start :])
@@ -120,13 +120,13 @@ class SplitModel:
             hook.remove()
 
     def losses(self, hidden: Tensor, layout: Layout, targets: Tensor) -> Tensor:
-        """Negative log-likelihood of each target, nats, shape (sum of lengths,), from span inputs (rows, width, hidden)."""
+        """Negative log-likelihood of each target, nats: span inputs (rows, width, hidden) to (sum of lengths,)."""
         weight: Tensor = self.head.weight  # type: ignore[assignment]
         return token_losses(layout.gather(self.finish(hidden, layout)), weight, targets, softcap=self.softcap)
 
     def pack(self, records: Sequence[Tensor]) -> Layout:
-        """Lay records out for this model, several a row."""
-        return pack(records, filler=self._filler, device=self.device)
+        """Lay records out for this model, several a row where its family can tell them apart."""
+        return self.stack(records) if not self.family.packs else pack(records, filler=self._filler, device=self.device)
 
     def stack(self, records: Sequence[Tensor]) -> Layout:
         """Lay records out for this model, one a row."""
@@ -150,10 +150,10 @@ def load_split(base: Base, *, span: Span, device: str = "cpu") -> SplitModel:
     from transformers import AutoModelForCausalLM
 
     span.check_inside(base.layers, where=str(base.folder))
-    family = base.family
+    family = base.family  # refused before anything is loaded
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, local_files_only=True)
-    return SplitModel(model.to(device), layers_path=family.layers, span=span)
+    return SplitModel(model.to(device), family=family, span=span)
 
 
 def load_tokenizer(base: Base) -> Any:  # noqa: ANN401  transformers has no common public type

@@ -325,7 +325,7 @@ class _Run:
     def _record_losses(self, micro: Sequence[int]) -> Tensor:
         """Mean token loss of each record, one a row, from span inputs that require a gradient: (records,)."""
         layout = self.model.stack([self.data.inputs(i) for i in micro])
-        losses = self._losses(micro, layout, layout.scatter(self.cache.rows(micro)).requires_grad_(requires_grad=True))
+        losses = self._losses(micro, layout, layout.scatter(self.cache.rows(micro)).requires_grad_())
         return losses.new_zeros(len(micro)).index_add(0, layout.owners(), losses).div(layout.lengths)
 
     def _losses(self, micro: Sequence[int], layout: Layout, hidden: Tensor) -> Tensor:
@@ -334,7 +334,7 @@ class _Run:
 
     def _learn(self) -> None:
         for parameter in self.parameters.values():
-            parameter.requires_grad_(requires_grad=True)
+            parameter.requires_grad_()
 
 
 def _fingerprint(settings: TrainSettings, key: str, manifest: Manifest, start: OrganInfo | None) -> str:

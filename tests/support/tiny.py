@@ -1,0 +1,91 @@
+"""Tiny real models of each family, built from their own configuration classes: random weights, the same every time."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+VOCABULARY = 128
+HIDDEN = 32
+LAYERS = 4
+
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def tiny_llama(*, seed: int = 0, tie_word_embeddings: bool = True) -> PreTrainedModel:
+    """Llama with grouped queries, as in SmolLM2 and TinyLlama."""
+    return _filled(LlamaForCausalLM, LlamaConfig(**_COMMON, tie_word_embeddings=tie_word_embeddings), seed=seed)
+
+
+def tiny_mistral(*, seed: int = 0) -> PreTrainedModel:
+    """Mistral, with a sliding window shorter than the tests' longest record."""
+    return _filled(MistralForCausalLM, MistralConfig(**_COMMON, sliding_window=4), seed=seed)
+
+
+def tiny_qwen2(*, seed: int = 0) -> PreTrainedModel:
+    """Qwen2: biases on queries, keys and values."""
+    return _filled(Qwen2ForCausalLM, Qwen2Config(**_COMMON), seed=seed)
+
+
+def tiny_qwen3(*, seed: int = 0) -> PreTrainedModel:
+    """Qwen3: a norm on each head's queries and keys."""
+    return _filled(Qwen3ForCausalLM, Qwen3Config(**_COMMON, head_dim=8), seed=seed)
+
+
+def tiny_gpt2(*, seed: int = 0) -> PreTrainedModel:
+    """GPT-2: transposed linear layers (Conv1D), LayerNorm, learned positions; dropout is in its configuration."""
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=HIDDEN, n_layer=LAYERS, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2
+    )
+    return _filled(GPT2LMHeadModel, config, seed=seed)
+
+
+def tiny_gpt_oss(*, seed: int = 0) -> PreTrainedModel:
+    """GPT-OSS: a mixture of experts, a router and attention sinks."""
+    positions = 131_072  # what its rotary scaling is made for; transformers warns about any other
+    common = {**_COMMON, "max_position_embeddings": positions}
+    config = GptOssConfig(**common, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=4)
+    return _filled(GptOssForCausalLM, config, seed=seed)
+
+
+def _filled(kind: type[PreTrainedModel], config: object, *, seed: int) -> PreTrainedModel:
+    """Weights from a generator of our own, biases and norms off their usual 0 and 1 so that mistakes show."""
+    with torch.random.fork_rng(devices=[]):  # the constructor draws weights that we replace
+        model = kind._from_config(config, dtype=torch.float32)
+    source = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        centre = 1.0 if _is_norm(name, weight) else 0.0
+        scale = 0.1 if weight.ndim == 1 else 0.7 * weight.shape[-1] ** -0.5
+        nn.init.normal_(weight, mean=centre, std=scale, generator=source)
+    model.eval()
+    return model
+
+
+def _is_norm(name: str, weight: nn.Parameter) -> bool:
+    return weight.ndim == 1 and name.endswith("weight")
