@@ -59,8 +59,7 @@ def open_regular(path: Path, *, max_bytes: int | None = None) -> BufferedReader:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = "a symbolic link" if path.is_symlink() else _reason(error)
-        raise NotAFile(where=str(path), expected="a regular file", got=reason, hint="check the path") from None
+        raise NotAFile(where=str(path), expected="a regular file", got=_reason(error), hint="check the path") from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
@@ -196,7 +195,9 @@ def _fsync(path: Path) -> None:
 
 
 def _reason(error: OSError | ValueError) -> str:
-    return os.strerror(error.errno or 0).lower() if isinstance(error, OSError) else "a name with a NUL in it"
+    if not isinstance(error, OSError):
+        return "a name with a NUL in it"
+    return "a symbolic link" if error.errno == errno.ELOOP else os.strerror(error.errno or 0).lower()
 
 
 def _part_name(path: Path) -> str:
@@ -208,7 +209,7 @@ def _refuse_target(path: Path, *, overwrite: bool) -> None:
     if path.name in ("", ".", ".."):
         raise NotAFile(where=str(path), expected="the name of a new file", got="a folder", hint="add a file name")
     try:
-        os.lstat(path)
+        status = os.lstat(path)
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
@@ -217,6 +218,8 @@ def _refuse_target(path: Path, *, overwrite: bool) -> None:
         ) from None
     if not overwrite:
         raise _exists(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise NotAFile(where=str(path), expected="the name of a file", got="a folder", hint="choose another name")
 
 
 def _open_folder(path: Path) -> int:

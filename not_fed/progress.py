@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Protocol
 
 
@@ -14,3 +15,7 @@ class Progress(Protocol):
 
 def silent(what: str, *, done: int, total: int, note: str = "") -> None:
     """The default: no progress shown."""
+
+
+current: ContextVar[Progress] = ContextVar("progress", default=silent)
+"""Who listens where a caller in between (Flower, in a simulation in this process) passes no arguments on."""

@@ -152,7 +152,7 @@ def train_command(
             ("organ", str(out)),
             (
                 "trained",
-                f"layers {settings.span}, {trained.records:,} records, {trained.steps:,} steps, {trained.seconds:.0f} s",
+                f"{trained.records:,} records, {trained.steps:,} steps, {trained.seconds:.0f} s",
             ),
             (
                 "loss",
@@ -264,8 +264,9 @@ def evaluate_command(
             found, records=records, span=span, max_tokens=max_tokens, device=_device(device), progress=progress
         )
         measured = evaluator.perplexity(organ)
+    facts = {name: value for name, value in asdict(measured).items() if name != "value"}
     show(
-        {"schema": "not-fed/evaluated/1", **asdict(measured)},
+        {"schema": "not-fed/evaluated/1", "perplexity": measured.value, **facts},
         as_json=as_json,
         lines=[
             ("perplexity", f"{measured.value:.2f}  (95 % interval {measured.ci_low:.2f} to {measured.ci_high:.2f})"),

@@ -263,8 +263,9 @@ class _Run:
         """DP-SGD steps of the plan; the engine is compared with plain autograd on two records first."""
         self._learn()
         engine = SpanGradients(self.model.span_layers)
-        pair = sorted((i for i, length in enumerate(self.lengths) if length), key=lambda i: self.lengths[i])[:2]
-        check_against_autograd(engine, losses=lambda which: self._record_losses([pair[i % len(pair)] for i in which]))
+        ranked = sorted((i for i, length in enumerate(self.lengths) if length), key=lambda i: self.lengths[i])
+        pair = ranked[-1], ranked[len(ranked) // 2]  # of different lengths: a wrong layout would show
+        check_against_autograd(engine, losses=lambda which: self._record_losses([pair[i] for i in which]))
         return [lambda: self._private(engine, plan, source) for _ in range(plan.steps)]
 
     def all(self, steps: Sequence[Step]) -> list[float]:

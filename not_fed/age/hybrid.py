@@ -1,0 +1,145 @@
+"""Recipients and identities that hold against today's and a quantum adversary: ML-KEM-768 and X25519 together.
+
+The stanza is HPKE (base mode) with KEM MLKEM768-X25519, HKDF-SHA256 and ChaCha20-Poly1305, all from `cryptography`.
+Source: c2sp.org/age, "the mlkem768x25519 recipient type"; draft-ietf-hpke-pq.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NoReturn
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hpke import (
+    AEAD,
+    KDF,
+    KEM,
+    MLKEM768X25519PrivateKey,
+    MLKEM768X25519PublicKey,
+    Suite,
+)
+
+from not_fed.age import bech32
+from not_fed.age.header import FILE_KEY_BYTES, BadContainer, Header, Stanza, decode64, encode64
+from not_fed.errors import TrustError
+
+KIND = "mlkem768x25519"
+SEED_BYTES = 32
+_RECIPIENT, _IDENTITY = "age1pq", "AGE-SECRET-KEY-PQ-"
+_INFO = b"age-encryption.org/mlkem768x25519"
+_ENCAPSULATED_BYTES = 1120
+_MLKEM_PUBLIC_BYTES, _X25519_BYTES = 1184, 32
+_WRAPPED_BYTES = FILE_KEY_BYTES + 16
+
+
+class NotForThisKey(TrustError):
+    """This is not sealed to this key."""
+
+    code = "not-for-this-key"
+
+
+class HybridIdentity:
+    """The secret half of a sealing key: it opens what was sealed to `recipient`. Cannot be printed or pickled."""
+
+    __slots__ = ("_key", "recipient")
+
+    def __init__(self, seed: bytes) -> None:
+        """`seed` is 32 random bytes; everything else follows from them."""
+        if len(seed) != SEED_BYTES or not any(seed):
+            raise bech32.BadKeyText(
+                where="sealing key",
+                expected=f"{SEED_BYTES} random bytes",
+                got="something else",
+                hint="restore the key file",
+            )
+        expanded = hashlib.shake_256(seed).digest(64 + _X25519_BYTES)
+        mlkem = MLKEM768PrivateKey.from_seed_bytes(expanded[:64])
+        x25519 = X25519PrivateKey.from_private_bytes(expanded[64:])
+        self._key = MLKEM768X25519PrivateKey(mlkem, x25519)
+        public = mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
+        self.recipient = bech32.encode(_RECIPIENT, public)
+
+    @classmethod
+    def from_text(cls, text: str) -> HybridIdentity:
+        """From a line `AGE-SECRET-KEY-PQ-1...`."""
+        return cls(bech32.decode(text, prefix=_IDENTITY))
+
+    def __repr__(self) -> str:
+        return "HybridIdentity(hidden)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an identity stays in this process")
+
+    def unwrap(self, header: Header) -> bytes:
+        """The file key, once the whole header is known to be well-formed and written under that key.
+
+        Raises:
+            BadContainer: a stanza of another type or shape (a downgrade), or a header under another file key.
+            NotForThisKey: no stanza is for this key; nothing more is said.
+        """
+        for stanza in header.stanzas:
+            _check_stanza(stanza)
+        found = [file_key for stanza in header.stanzas if (file_key := self._try(stanza)) is not None]
+        if not found:
+            raise NotForThisKey(
+                where="sealed file", expected="a copy of its key for this identity", got="none",
+                hint="ask the sender to seal it to this site",
+            )  # fmt: skip
+        header.check(found[0])
+        return found[0]
+
+    def _try(self, stanza: Stanza) -> bytes | None:
+        try:
+            file_key = _suite().decrypt(decode64(stanza.arguments[0]) + stanza.body, self._key, info=_INFO)
+        except (InvalidTag, ValueError):
+            return None
+        return file_key if len(file_key) == FILE_KEY_BYTES else None
+
+
+def identity_text(seed: bytes) -> str:
+    """The line `AGE-SECRET-KEY-PQ-1...` for an identity file."""
+    return bech32.encode(_IDENTITY.lower(), seed).upper()
+
+
+def recipient_key(text: str) -> bytes:
+    """The raw public key (1,216 bytes) behind `age1pq1...`; raises BadKeyText."""
+    raw = bech32.decode(text, prefix=_RECIPIENT)
+    if len(raw) != _MLKEM_PUBLIC_BYTES + _X25519_BYTES:
+        raise bech32.BadKeyText(where="recipient", expected="1,216 bytes", got=f"{len(raw):,}", hint="copy it again")
+    return raw
+
+
+def check_recipient(text: str) -> str:
+    """`text` itself when something can be sealed to it; raises BadKeyText otherwise."""
+    _public(text)
+    return text
+
+
+def wrap(file_key: bytes, *, recipient: str) -> Stanza:
+    """The stanza that lets `recipient` (`age1pq1...`) open the file."""
+    sealed = _suite().encrypt(file_key, _public(recipient), info=_INFO)
+    return Stanza(kind=KIND, arguments=(encode64(sealed[:_ENCAPSULATED_BYTES]),), body=sealed[_ENCAPSULATED_BYTES:])
+
+
+def _public(text: str) -> MLKEM768X25519PublicKey:
+    raw = recipient_key(text)
+    try:
+        mlkem = MLKEM768PublicKey.from_public_bytes(raw[:_MLKEM_PUBLIC_BYTES])
+    except ValueError:  # coefficients out of range
+        raise bech32.BadKeyText(
+            where="recipient", expected="an ML-KEM-768 key", got="something else", hint="ask for it again"
+        ) from None
+    return MLKEM768X25519PublicKey(mlkem, X25519PublicKey.from_public_bytes(raw[_MLKEM_PUBLIC_BYTES:]))
+
+
+def _suite() -> Suite:
+    return Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
+
+
+def _check_stanza(stanza: Stanza) -> None:
+    if stanza.kind != KIND or len(stanza.arguments) != 1:
+        raise BadContainer.because("a recipient of another type than mlkem768x25519")
+    if len(decode64(stanza.arguments[0])) != _ENCAPSULATED_BYTES or len(stanza.body) != _WRAPPED_BYTES:
+        raise BadContainer.because("a recipient of another length")

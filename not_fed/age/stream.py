@@ -1,0 +1,170 @@
+"""The payload of an age file: chunks of 64 KiB under ChaCha20-Poly1305, numbered, the last one marked.
+
+Memory is bounded: a megabyte of plaintext and a megabyte of ciphertext at a time, twice, so that one block can be
+hashed on another thread while the next is made. Source: c2sp.org/age, "payload" (STREAM by Hoang et al. 2015).
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO, Protocol
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from not_fed.age.header import BadContainer
+
+CHUNK_BYTES = 64 * 1024
+TAG_BYTES = 16
+NONCE_BYTES = 16
+_CHUNKS_PER_BLOCK = 16
+BLOCK_BYTES = CHUNK_BYTES * _CHUNKS_PER_BLOCK
+_SEALED_CHUNK = CHUNK_BYTES + TAG_BYTES
+_SEALED_BLOCK = _SEALED_CHUNK * _CHUNKS_PER_BLOCK
+
+
+class Sink(Protocol):
+    """Takes blocks of ciphertext; a block stays untouched until the second call after it."""
+
+    def __call__(self, block: memoryview, /) -> object:
+        """Write or hash it."""
+
+
+def plaintext_size(payload_bytes: int) -> int:
+    """How much plaintext a payload of that many bytes (nonce not counted) holds; BadContainer when it cannot be one."""
+    chunks = -(-payload_bytes // _SEALED_CHUNK)
+    last = payload_bytes - (chunks - 1) * _SEALED_CHUNK
+    if chunks < 1 or last < TAG_BYTES or (last == TAG_BYTES and chunks > 1):
+        raise BadContainer.because("a payload of an impossible length")
+    return payload_bytes - chunks * TAG_BYTES
+
+
+def _cipher(file_key: bytes, nonce: bytes) -> ChaCha20Poly1305:
+    return ChaCha20Poly1305(HKDF(algorithm=SHA256(), length=32, salt=nonce, info=b"payload").derive(file_key))
+
+
+def _chunk_nonce(number: int, *, last: bool) -> bytes:
+    return number.to_bytes(11, "big") + (b"\x01" if last else b"\x00")
+
+
+class StreamWriter:
+    """Encrypts what is written, in order; `finish` writes the marked last chunk."""
+
+    def __init__(self, sink: Sink, *, file_key: bytes, nonce: bytes) -> None:
+        self._sink, self._cipher = sink, _cipher(file_key, nonce)
+        self._plain = memoryview(bytearray(BLOCK_BYTES))
+        self._sealed = [memoryview(bytearray(_SEALED_BLOCK)) for _ in range(2)]
+        self._filled = self._number = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take more plaintext."""
+        rest = memoryview(data)
+        while rest:
+            if self._filled == BLOCK_BYTES:  # only now, since the last chunk must not be empty
+                self._flush(last=False)
+            taken = min(len(rest), BLOCK_BYTES - self._filled)
+            self._plain[self._filled : self._filled + taken] = rest[:taken]
+            self._filled += taken
+            rest = rest[taken:]
+
+    def finish(self) -> None:
+        """Write what is held back, its last chunk marked as the file's last."""
+        self._flush(last=True)
+
+    def _flush(self, *, last: bool) -> None:
+        self._sealed.reverse()
+        out, written = self._sealed[0], 0
+        for start in range(0, max(self._filled, 1), CHUNK_BYTES):
+            end = min(start + CHUNK_BYTES, self._filled)
+            nonce = _chunk_nonce(self._number, last=last and end == self._filled)
+            size = end - start + TAG_BYTES
+            self._cipher.encrypt_into(nonce, self._plain[start:end], None, out[written : written + size])
+            written += size
+            self._number += 1
+        self._filled = 0
+        self._sink(out[:written])
+
+
+class StreamReader:
+    """Decrypts a payload of known length, front to back. Each byte that leaves here was authenticated."""
+
+    def __init__(self, file: BinaryIO, *, file_key: bytes, payload_bytes: int) -> None:
+        """`file` stands at the payload's 16-byte nonce; `payload_bytes` counts what follows that nonce."""
+        self.size_bytes = plaintext_size(payload_bytes)
+        nonce = file.read(NONCE_BYTES)
+        if len(nonce) != NONCE_BYTES:
+            raise BadContainer.because("an end within the nonce")
+        self._file, self._cipher = file, _cipher(file_key, nonce)
+        self._left, self._number = payload_bytes, 0
+        self._sealed = memoryview(bytearray(min(_SEALED_BLOCK, payload_bytes)))
+        self._plain = [memoryview(bytearray(min(BLOCK_BYTES, self.size_bytes))) for _ in range(2)]
+        self._ready = self._plain[0][:0]
+
+    def take(self, limit: int) -> memoryview:
+        """At most `limit` (> 0) bytes, empty at the end. The view stays untouched until the block after the next."""
+        if not self._ready and self._left:
+            self._ready = self._fill()
+        view, self._ready = self._ready[:limit], self._ready[limit:]
+        return view
+
+    def read(self, size: int, /) -> bytes:
+        """Exactly `size` bytes, or fewer at the end."""
+        parts = []
+        while size and (part := self.take(size)):
+            parts.append(bytes(part))
+            size -= len(part)
+        return b"".join(parts)
+
+    def read_line(self, max_bytes: int) -> bytes:
+        """Up to the next LF, which is consumed and not returned; BadContainer when none comes within `max_bytes`."""
+        line = bytearray()
+        while len(line) <= max_bytes:
+            if not self._ready and self._left:
+                self._ready = self._fill()
+            window = self._ready[: max_bytes + 1 - len(line)]
+            if not window:
+                break
+            end = bytes(window).find(b"\n")
+            taken = window if end < 0 else window[:end]
+            line += taken
+            self._ready = self._ready[len(taken) + (end >= 0) :]
+            if end >= 0:
+                return bytes(line)
+        raise BadContainer.because("a line that does not end")
+
+    def finish(self) -> None:
+        """Raises BadContainer unless all was read and nothing follows."""
+        if not self.size_bytes and self._left:  # an empty payload is one empty chunk, still to be authenticated
+            self._fill()
+        if self._left or self._ready or self._file.read(1):
+            raise BadContainer.because("bytes after the end")
+
+    def _fill(self) -> memoryview:
+        wanted = min(self._left, _SEALED_BLOCK)
+        sealed = self._sealed[:wanted]
+        _read_exactly(self._file, sealed)
+        self._left -= wanted
+        self._plain.reverse()
+        out, written = self._plain[0], 0
+        for start in range(0, wanted, _SEALED_CHUNK):
+            chunk = sealed[start : start + _SEALED_CHUNK]
+            last = not self._left and start + _SEALED_CHUNK >= wanted
+            size = len(chunk) - TAG_BYTES
+            try:
+                self._cipher.decrypt_into(
+                    _chunk_nonce(self._number, last=last), chunk, None, out[written : written + size]
+                )
+            except InvalidTag:
+                raise BadContainer.because(f"chunk {self._number} does not authenticate") from None
+            written += size
+            self._number += 1
+        return out[:written]
+
+
+def _read_exactly(file: BinaryIO, view: memoryview) -> None:
+    while view:
+        count = file.readinto(view)  # type: ignore[attr-defined]  # every binary file has it; typing.BinaryIO forgot
+        if not count:
+            raise BadContainer.because("an end within a chunk")
+        view = view[count:]

@@ -1,0 +1,81 @@
+"""What every benchmark shares: the machine it ran on, times with their spread, peak memory."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+LIBRARIES = ("not-fed", "torch", "transformers", "peft", "opacus", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Wall seconds of repeated work."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Times:
+        """Summarise some repeats."""
+        return cls(statistics.median(seconds), min(seconds), max(seconds))
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} s ({self.low:.2f} to {self.high:.2f})"
+
+
+def interleaved(work: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, Times]:
+    """Time several pieces of work in turns, so that a slow minute of the machine hits all of them; one warm-up each."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(repeats + 1):
+        for name, run in work.items():
+            started = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: Times.of(measured) for name, measured in seconds.items()}
+
+
+def matmul_gflops(size: int = 1024, repeats: int = 20) -> float:
+    """The machine's own float32 matrix rate, measured now."""
+    left = torch.ones(size, size)
+    left @ left
+    started = time.perf_counter()
+    for _ in range(repeats):
+        left @ left
+    return 2 * size**3 * repeats / (time.perf_counter() - started) / 1e9
+
+
+def peak_memory_mb() -> float | None:
+    """This process's largest resident size so far, MiB; None where /proc does not tell."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    return int(lines["VmHWM"].split()[0]) / 1024
+
+
+def machine() -> dict[str, object]:
+    """Where and with what a result was measured."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()

@@ -1,0 +1,77 @@
+"""bench: the comparisons, each one command, in one run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from not_fed.cli.output import AsJson, say
+from not_fed.cli.progress import shown
+from not_fed.errors import UsageError
+
+SPANS = ("20:23", "26:29")
+RECORDS, HELD_OUT = 900, 120
+
+group = typer.Typer(no_args_is_help=True, help="Compare with the peers, in one run on this machine.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    app.add_typer(group, name="bench")
+
+
+@group.callback()
+def bench() -> None:
+    """Compare with the peers, in one run on this machine."""
+
+
+@group.command("organ")
+def organ_command(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer steps, rates and one seed: about ten minutes on 2 cores.")
+    ] = False,
+    base: Annotated[str, typer.Option("--base", help="Model folder, hub id, or smollm2-135m.")] = "smollm2-135m",
+    spans: Annotated[list[str] | None, typer.Option("--span", help="Organs to compare; may be repeated.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Records to train on. [default: the demo's neurology]")
+    ] = None,
+    held_out: Annotated[
+        Path | None, typer.Option("--held-out", help="Records to measure on; goes with --data.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON object here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """An organ beside LoRA and full fine-tuning: seconds a step, and perplexity after equal tokens."""
+    import sys
+
+    from not_fed import files
+    from not_fed.bench.organ import FULL, QUICK, bench_organ, table
+    from not_fed.organ.anatomy import Span
+    from not_fed.organ.data import read_records
+    from not_fed.resources.bases import find_base
+    from not_fed.resources.hpo import hospital_texts
+
+    if (data is None) != (held_out is None):
+        raise UsageError(
+            where="bench organ", expected="--data together with --held-out", got="one of them", hint="give both"
+        )
+    with shown() as progress:
+        if data is None or held_out is None:
+            texts = hospital_texts(progress, records_per_site=RECORDS, held_out=HELD_OUT)["neurology"]
+            data, held_out = texts.train, texts.held_out
+        result = bench_organ(
+            find_base(base, progress=progress),
+            train=read_records(data),
+            held_out=read_records(held_out),
+            spans=[Span.parse(span) for span in spans or SPANS],
+            size=QUICK if quick else FULL,
+            progress=progress,
+        )
+    if out is not None:
+        files.write_atomic(out, json.dumps(result, indent=1).encode() + b"\n", overwrite=True, mode=0o644)
+    sys.stdout.write((json.dumps(result) if as_json else table(result)) + "\n")
+    facts = result["machine"]
+    say(f"base perplexity {result['base_perplexity']['value']:.1f}; {facts['cpu']}, {facts['threads']} threads")

@@ -1,0 +1,134 @@
+"""Mode trusted: the aggregator opens each organ of a round, one at a time, and seals their mean to every site.
+
+This is the one place of the coordinator that holds a decryption key and needs torch. No opened organ stays: each is in
+a private folder while it is added, and gone before the next one is opened.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from not_fed.coordinator.bank import Bank
+from not_fed.coordinator.plan import FederationPlan
+from not_fed.coordinator.state import Answered
+from not_fed.envelope.checks import Expectation
+from not_fed.envelope.open import open_organ, passport_path
+from not_fed.envelope.passport import issue_passport, new_passport
+from not_fed.envelope.seal import seal_organ
+from not_fed.errors import NotFedError, PeerError
+from not_fed.home import Home
+from not_fed.keys import Opener, Signer
+from not_fed.organ.fit import check_fit
+from not_fed.organ.merge import OrganMean
+from not_fed.organ.organ import read_organ
+from not_fed.resources.bases import find_base
+from not_fed.trust.roster import TrustedRoster
+
+log = logging.getLogger("not_fed.coordinator")
+
+
+class NothingToAverage(PeerError):
+    """None of this round's organs could be used."""
+
+    code = "nothing-to-average"
+
+
+def aggregate(
+    answers: Sequence[Answered],
+    *,
+    plan: FederationPlan,
+    round_number: int,
+    bank: Bank,
+    home: Home,
+    roster: TrustedRoster,
+    signer: Signer,
+    now: datetime,
+) -> tuple[bytes, bytes]:
+    """The sealed aggregate of a round and its label.
+
+    An organ that is refused is left out and named in the log; it does not stop the others.
+
+    Raises:
+        NothingToAverage: no organ is left.
+    Proved by: tests/journeys/test_federation_trusted.py::test_the_aggregate_is_plain_fedavg
+    """
+    work = home.private_folder("work")
+    shutil.rmtree(work)  # left by an attempt that was cut off
+    home.private_folder("work")
+    try:
+        organ = _average(
+            answers,
+            plan=plan,
+            round_number=round_number,
+            bank=bank,
+            opener=home.opener(),
+            roster=roster,
+            work=work,
+            now=now,
+        )
+        passport = new_passport(organ, author=plan.name, federation=plan.federation, round_number=round_number, now=now)
+        sealed = seal_organ(
+            organ,
+            passport=issue_passport(passport, signer=signer),
+            sender=signer,
+            recipients=plan.sites,
+            roster=roster,
+            federation=plan.federation,
+            round_number=round_number,
+            out=work / "aggregate.sealed",
+            now=now,
+        )
+        return sealed.path.read_bytes(), sealed.label
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _average(
+    answers: Sequence[Answered],
+    *,
+    plan: FederationPlan,
+    round_number: int,
+    bank: Bank,
+    opener: Opener,
+    roster: TrustedRoster,
+    work: Path,
+    now: datetime,
+) -> Path:
+    mean, added, base = OrganMean(), 0, find_base(str(plan.base))
+    expect = Expectation(
+        federation=plan.federation, round_number=round_number, base_sha256=plan.base_sha256, span=plan.span
+    )
+    for answer in sorted(answers, key=lambda one: one.site):  # the same order as a site's own mean
+        out, digest = work / "one.organ", str(answer.sealed_sha256)
+        try:
+            opened = open_organ(
+                bank.path(digest),
+                opener=opener,
+                roster=roster,
+                out=out,
+                now=now,
+                expect=expect,
+                label=bank.label(digest),
+            )  # each sealed file counts once by its digest; a memory of waybills would refuse it after a crash
+            check_fit(read_organ(out), base=base)
+            mean.add(out, weight=plan.weights.get(answer.site, 1.0))
+            added += 1
+            log.info("round %d: organ %s of %s added", round_number, opened.organ_sha256[:12], answer.site)
+        except NotFedError as error:
+            log.warning("round %d: organ of %s left out: %s: %s", round_number, answer.site, error.code, error)
+        finally:
+            for path in (out, passport_path(out)):
+                path.unlink(missing_ok=True)
+    if not added:
+        raise NothingToAverage(
+            where=f"round {round_number}",
+            expected="at least one organ that can be used",
+            got="none",
+            hint="see the log for each",
+        )
+    mean.write(work / "aggregate.organ")
+    return work / "aggregate.organ"

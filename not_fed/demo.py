@@ -1,0 +1,330 @@
+"""Three hospitals, end to end, on this machine: train, sign, seal, relay, verify, average, transplant, measure, report.
+
+Everything is the real thing, driven as `simulate` drives it; what the demo adds is looking: it records every byte that
+the server received, searches it for what must not be there, tries to pass off altered organs, and writes the report.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from not_fed import __version__, files
+from not_fed.age import decrypt_with_passphrase
+from not_fed.coordinator.bank import Bank
+from not_fed.coordinator.state import CoordinatorState
+from not_fed.envelope import open_organ, passport_path, read_passport
+from not_fed.errors import NotFedError
+from not_fed.home import Home
+from not_fed.organ.data import read_records
+from not_fed.organ.extract import extract
+from not_fed.organ.anatomy import Span
+from not_fed.organ.organ import read_organ
+from not_fed.organ.transplant import apply_transplant, plan_transplant
+from not_fed.progress import Progress, silent
+from not_fed.report import write_report
+from not_fed.resources.hpo import SPECIALITIES
+from not_fed.simulation import (
+    FederationFile,
+    PlaintextCheck,
+    SimulationResult,
+    evaluate,
+    load_federation,
+    prepare,
+    run,
+    search_plaintext,
+    summarise,
+)
+from not_fed.simulation.bundle import hospitals_folder
+from not_fed.simulation.plaintext import read_float32
+from not_fed.site.state import SiteState
+
+MARKER = ".not-fed-demo"
+LIBRARIES = ("torch", "flwr", "transformers")
+
+
+@dataclass
+class Watch:
+    """What took how long; `lap` names a stretch that just ended."""
+
+    started: float = field(default_factory=time.monotonic)
+    laps: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def lap(self, label: str) -> Iterator[None]:
+        """Add the block's time to the stretch of that name."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.laps[label] = self.laps.get(label, 0.0) + time.monotonic() - began
+
+    @property
+    def total(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.started
+
+
+def run_demo(
+    *, out: Path, quick: bool = False, engine: Literal["inline", "ray"] = "inline", progress: Progress = silent,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Run the demo and write `out/result.json`, `out/report.html` and a transplanted model for each run.
+
+    Args:
+        out: replaced if an earlier demo made it; anything else there is left alone and refused.
+        quick: fewer records and one round: the same in under three minutes on two cores.
+        say: told in one line what happens next.
+    Returns:
+        the object of result.json, schema `not-fed/federated/1`.
+    Raises:
+        OutputExists: `out` is there and is not an earlier demo's. NotFedError: whatever stopped a run.
+    """
+    watch = Watch()
+    with watch.lap("fetch, or find, base model and texts"):
+        _start_folder(out)
+        federation = load_federation(hospitals_folder() / ("quick.toml" if quick else "federation.toml"))
+    results, checks = [], []
+    for table in federation.runs:
+        say(f"run {table.name}: {len(federation.sites)} hospitals, {federation.rounds_of(table)} round(s)")
+        with watch.lap("homes, keys and rosters"):
+            prepared = prepare(federation, out=out / table.name, run=table, progress=progress)
+        with _wire(out / f"{table.name}.wire") as tap, watch.lap(f"run {table.name}"):
+            results.append(run(prepared, engine=engine, tap=tap if engine == "inline" else None, progress=progress))
+            with watch.lap("search what the server had"):
+                say("searching all that the server received and stored for text, organs and keys")
+                checks.append(_search(results[-1], wire=out / f"{table.name}.wire"))
+    say("trying to pass off altered organs")
+    with watch.lap("attacks"):
+        refused = _refusals(results[0], scratch=out)
+    say("transplanting the aggregates into the base model")
+    with watch.lap("transplant"):
+        for result in results:
+            _transplant(result, out=out / f"model-{result.prepared.run}")
+    say("measuring every organ on every speciality's held-out text")
+    with watch.lap("perplexity"):
+        perplexity = evaluate(results, progress=progress)
+    object_ = summarise(results, perplexity, seconds=round(watch.total, 1))
+    object_ |= _details(
+        federation, results, checks=checks, refused=refused, watch=watch, command=_command(quick=quick, engine=engine)
+    )
+    files.write_atomic(out / "result.json", json.dumps(object_, indent=1, allow_nan=False).encode() + b"\n", mode=0o644)
+    write_report(object_, out=out / "report.html")
+    return object_
+
+
+def _start_folder(out: Path) -> None:
+    if (out / MARKER).is_file():
+        shutil.rmtree(out)
+    elif os.path.lexists(out):
+        raise files.OutputExists(
+            where=str(out),
+            expected="a new folder, or an earlier demo's",
+            got="something else",
+            hint="choose another --out",
+        )
+    out.mkdir(parents=True, mode=0o700)
+    (out / MARKER).touch()
+
+
+@contextmanager
+def _wire(folder: Path) -> Iterator[Callable[[str, bytes], None]]:
+    """Record what the server received while the block runs; gone afterwards, since it is as large as all organs."""
+    folder.mkdir(mode=0o700)
+    count = 0
+
+    def tap(direction: str, data: bytes) -> None:
+        nonlocal count
+        if direction == "received":
+            (folder / f"{count}").write_bytes(data)
+            count += 1
+
+    try:
+        yield tap
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _search(result: SimulationResult, *, wire: Path) -> PlaintextCheck:
+    """Look for texts, organs and private keys of the sites in the server's whole home and all it was sent."""
+    prepared = result.prepared
+    organs = [path for rounds in (*result.own.values(), *result.aggregates.values()) for path in rounds.values()]
+    texts = [
+        text
+        for site, home in prepared.sites.items()
+        for text in read_records(home / "records.jsonl", text_field=prepared.text_fields[site])
+    ]
+    untouched = wire.with_suffix(".base.organ")
+    try:
+        base = read_float32(extract(prepared.base, span=Span(*prepared.span), out=untouched).path)
+        return search_plaintext(
+            [prepared.coordinator, wire],
+            texts=texts,
+            organs=organs,
+            base=base,
+            keys=[secret for home in prepared.sites.values() for secret in _secrets_of(home)],
+        )
+    finally:
+        untouched.unlink(missing_ok=True)
+
+
+def _secrets_of(home: Path) -> Iterator[bytes]:
+    """A site's pass phrase and private keys in the clear, with PEM bodies decoded too."""
+    passphrase = (home / "passphrase").read_bytes().strip()
+    yield passphrase
+    for name in ("seal.key", "sign.key"):
+        plain = decrypt_with_passphrase((home / "keys" / name).read_bytes(), passphrase=passphrase)
+        for line in plain.splitlines():
+            if line and not line.startswith((b"#", b"-----")):
+                yield line
+        for body in plain.split(b"-----")[2::4]:
+            yield base64.b64decode(body)
+
+
+def _refusals(result: SimulationResult, *, scratch: Path) -> list[dict[str, Any]]:
+    """What a malicious server could try with a sealed organ that it holds, tried on the receiving site."""
+    prepared = result.prepared
+    bank, state = Bank(prepared.coordinator / "bank"), CoordinatorState(prepared.coordinator)
+    sent = next(
+        one for one in state.deliveries(prepared.run) if one.kind == "organ" and one.recipient in prepared.sites
+    )
+    sealed, _label = bank.get(sent.sealed_sha256)
+    others = [site for site in prepared.sites if site not in (sent.recipient, sent.sender)]
+    turned = bytearray(sealed)
+    turned[len(sealed) // 2] ^= 1
+    attempts = [
+        ("one bit of a sealed organ changed on its way", bytes(turned), sent.recipient),
+        ("a sealed organ cut short", sealed[:-65_552], sent.recipient),
+        ("a sealed organ given to its own author, who is no recipient", sealed, sent.sender),
+        (
+            "yesterday's header before today's organ",
+            sealed[:4096] + bytes(turned[4096:]),
+            others[0] if others else sent.recipient,
+        ),
+    ]
+    return [
+        {"what": what, **_attempt(data, home=prepared.sites[site], scratch=scratch)} for what, data, site in attempts
+    ]
+
+
+def _attempt(sealed: bytes, *, home: Path, scratch: Path) -> dict[str, Any]:
+    place, now = Home(home), datetime.now(UTC)
+    file, out = scratch / "attempt.sealed", scratch / "attempt.organ"
+    files.write_atomic(file, sealed, overwrite=True)
+    try:
+        open_organ(file, opener=place.opener(), roster=place.roster(now), out=out, now=now)
+    except NotFedError as error:
+        return {"code": error.code, "exit_code": error.exit_code}
+    finally:
+        file.unlink()
+        out.unlink(missing_ok=True)
+    return {"code": "OPENED", "exit_code": 0}
+
+
+def _transplant(result: SimulationResult, *, out: Path) -> None:
+    if result.aggregate is not None:
+        apply_transplant(plan_transplant(organ=read_organ(result.aggregate), base=result.prepared.base), out=out)
+
+
+def _details(
+    federation: FederationFile, results: Sequence[SimulationResult], *, checks: Sequence[PlaintextCheck],
+    refused: list[dict[str, Any]], watch: Watch, command: str,
+) -> dict[str, Any]:  # fmt: skip
+    """What the report shows beyond `summarise`."""
+    first = results[0].prepared
+    titles = {speciality.name: speciality.title for speciality in SPECIALITIES}
+    epsilons = {table.name: table.epsilon for table in federation.runs}
+    runs = [_run_details(result, federation=federation, epsilon=epsilons[result.prepared.run]) for result in results]
+    return {
+        "name": federation.federation.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "not_fed_version": __version__,
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()}
+        | {name: version(name) for name in LIBRARIES},
+        "federation": federation.federation.name,
+        "base": {"name": federation.federation.base, "sha256": first.base.sha256},
+        "span": list(first.span),
+        "site_titles": {site.name: titles.get(site.name, "") for site in federation.sites},
+        "runs": runs,
+        "plaintext_check": _merged(checks),
+        "refused": refused,
+        "timeline": [{"label": label, "seconds": round(seconds, 1)} for label, seconds in watch.laps.items()],
+        "command": command,
+    }
+
+
+def _run_details(result: SimulationResult, *, federation: FederationFile, epsilon: float | None) -> dict[str, Any]:
+    summary: dict[str, Any] = summarise([result], {}, seconds=result.seconds)["runs"][0]
+    states = {site: SiteState(home) for site, home in result.prepared.sites.items()}
+    received = {
+        site: {organ.organ_sha256 for organ in state.organs(result.prepared.run)} for site, state in states.items()
+    }
+    passports = []
+    for site, rounds in result.own.items():
+        for number, organ in rounds.items():
+            passport = read_passport(passport_path(organ).read_bytes().strip())
+            digest = passport.organ_sha256
+            passports.append(
+                {
+                    "author": site, "round": number, "organ_sha256": digest, "span": list(result.prepared.span),
+                    "epsilon": passport.dp.epsilon if passport.dp else None, "delta": passport.dp.delta if passport.dp else None,
+                    "unit": passport.dp.unit if passport.dp else "record", "issued": passport.created.isoformat(),
+                    "verified_by": sorted(other for other, seen in received.items() if other != site and digest in seen),
+                }
+            )  # fmt: skip
+    return summary | {
+        "epsilon": epsilon,
+        "spent": result.epsilon,
+        "delta": federation.privacy.delta if epsilon is not None and federation.privacy else None,
+        "unit": "record",
+        "loss_curves": {site: list(_curve(notes)) for site, notes in result.notes.items()},
+        "passports": passports,
+    }
+
+
+def _curve(notes: Sequence[Mapping[str, Any]]) -> Iterator[list[float]]:
+    trained = [note["loss_curve"] for note in notes if note.get("loss_curve")]
+    for number, losses in enumerate(trained, start=1):
+        for step, loss in enumerate(losses):
+            if loss is not None:
+                yield [number, step, round(loss, 4)]
+
+
+def _merged(checks: Sequence[PlaintextCheck]) -> dict[str, Any]:
+    """Both runs' searches as one: clean only if each was, and each found what was planted."""
+
+    def windows(kind: str) -> int:
+        return sum(count for check in checks for name, count in check.patterns.items() if name.startswith(kind))
+
+    return {
+        "patterns_searched": sum(sum(check.patterns.values()) for check in checks),
+        "bytes_searched": sum(check.bytes_searched for check in checks),
+        "found": [f"{kind}: {place}" for check in checks for kind, places in check.found.items() for place in places],
+        "planted_found": all(check.planted and set(check.planted) == set(check.planted_found) for check in checks),
+        "texts": windows("text"),
+        "tensors": windows("organ") + windows("difference"),
+        "keys": windows("key"),
+    }
+
+
+def _command(*, quick: bool, engine: str) -> str:
+    return "not-fed demo" + (" --quick" if quick else "") + (f" --engine {engine}" if engine != "inline" else "")
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,301 @@
+"""Open a sealed organ, or verify one without writing anything: the same checks, in the same order.
+
+Checks 1 to 9 (checks.py) come before one byte is written; 10 to 14 before the file has a name:
+    10 decrypt into a file without a name, digest on a second thread   11 the last chunk seen, length and digest equal
+    12 tensor header, manifest and passport agree; no NaN, no infinity   13 fsync, link, fsync   14 remember the waybill
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from not_fed import files
+from not_fed.age import BadContainer, StreamReader, read_header
+from not_fed.age.stream import NONCE_BYTES
+from not_fed.envelope.checks import Checked, Expectation, OtherFederation, OtherRound, SeenWaybills, check_container
+from not_fed.envelope.digest import BackgroundDigest
+from not_fed.envelope.finite import check_finite
+from not_fed.envelope.frame import MAX_SEALED_BYTES, READ_BYTES, read_frame
+from not_fed.envelope.header import BadTensorHeader, Readable, check_header
+from not_fed.envelope.label import Label, check_label
+from not_fed.envelope.manifest import BadManifest, read_manifest
+from not_fed.envelope.passport import DpClaim, Passport
+from not_fed.envelope.waybill import WaybillReplayed
+from not_fed.errors import TrustError
+from not_fed.keys.sealing import Opener
+from not_fed.trust.members import TrustedRoster
+
+_SLACK_BYTES = 1 << 20
+
+
+class OrganMismatch(TrustError):
+    """The sealed bytes are not the organ that its author signed."""
+
+    code = "organ-mismatch"
+
+
+class OrganMalformed(TrustError):
+    """A signed file that is not a well-formed organ: whoever signed it made a mistake or means harm."""
+
+    code = "organ-malformed"
+
+
+class NothingToVerify(TrustError):
+    """Without its label and without a key to open it, nothing about this file can be known."""
+
+    code = "nothing-to-verify"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """An organ that was written, and who stands behind it."""
+
+    organ: Path
+    organ_sha256: str
+    sender: str
+    author: str
+    passport: Passport
+    passport_bytes: bytes
+    waybill_id: str
+    expires: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What is known about a sealed organ. From the label alone, what is inside stays None."""
+
+    sender: str
+    recipients: tuple[str, ...]
+    federation: str
+    round_number: int
+    passport: Passport | None = None
+
+    @property
+    def author(self) -> str | None:
+        """Who made the organ, which need not be who sent it."""
+        return self.passport.author if self.passport else None
+
+    @property
+    def dp(self) -> DpClaim | None:
+        """The privacy claim; None without a key, or when the author claims none."""
+        return self.passport.dp if self.passport else None
+
+
+class MemorySeen:
+    """A memory of waybills that lasts as long as this object; a site keeps its own on disk."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, datetime] = {}
+        self._lock = threading.Lock()
+
+    def check(self, waybill_id: str, /) -> None:
+        """Raises WaybillReplayed when it was recorded."""
+        if waybill_id in self._seen:
+            raise WaybillReplayed.seen(waybill_id)
+
+    def record(self, waybill_id: str, expires: datetime, /) -> None:
+        """Remember it; raises WaybillReplayed when somebody else was faster."""
+        with self._lock:
+            if waybill_id in self._seen:
+                raise WaybillReplayed.seen(waybill_id)
+            self._seen[waybill_id] = expires
+
+
+class _Write(Protocol):
+    def __call__(self, block: memoryview, /) -> object: ...
+
+
+def open_organ(
+    sealed: Path, *, opener: Opener, roster: TrustedRoster, out: Path, now: datetime,
+    expect: Expectation | None = None, label: bytes | None = None, seen: SeenWaybills | None = None,
+) -> Opened:  # fmt: skip
+    """Check everything, then write the organ to `out` and its passport to `out`.passport; both or neither.
+
+    Raises:
+        TrustError: BadContainer, NotForThisKey, NewerFormat, MalformedSigned, BadSignature, Stale, NotAddressed,
+            WaybillMismatch, WaybillReplayed, LabelMismatch, OtherFederation, OtherRound, OrganRecalled, OrganMismatch,
+            OrganMalformed, OrganNotFinite, UnknownMember, MemberNotActive, WrongRole.
+        FitError: OtherBase, OtherSpan. BudgetError: EpsilonRefused.
+        InputError: OutputExists, NotAFile, FileTooLarge, NoSpace.
+    Guarantees:
+        When it raises, nothing lies at `out` that was not there before, and no temporary file is left.
+        No tensor byte is interpreted before the whole organ is known to be the one that its author signed.
+    Proved by: tests/attacks/test_container.py, test_signatures.py, test_frame.py, test_filesystem.py
+    """
+    passport_out = passport_path(out)
+    with ExitStack() as undo, files.open_regular(sealed, max_bytes=MAX_SEALED_BYTES) as file:
+        checked = _check(file, opener=opener, roster=roster, now=now, expect=expect, label=label, seen=seen)
+        line = checked.frame.passport + b"\n"
+        known = _has_passport(passport_out, line)
+        with files.new_file(out) as target:
+            _check_space(out, checked.passport.organ_size_bytes)
+            _stream(checked, target.write)
+            target.seek(0)
+            _check_organ(target, checked.passport)
+            if not known:
+                files.write_atomic(passport_out, line)
+                undo.callback(passport_out.unlink)
+        undo.callback(out.unlink)
+        if seen is not None:
+            seen.record(checked.waybill.id, checked.waybill.expires)
+        undo.pop_all()
+    return Opened(
+        organ=out, organ_sha256=checked.passport.organ_sha256, sender=checked.waybill.sender,
+        author=checked.passport.author, passport=checked.passport, passport_bytes=checked.frame.passport,
+        waybill_id=checked.waybill.id, expires=checked.waybill.expires,
+    )  # fmt: skip
+
+
+def verify_sealed(
+    sealed: Path, *, roster: TrustedRoster, now: datetime, label: bytes | None, opener: Opener | None = None,
+    expect: Expectation | None = None,
+) -> Verified:  # fmt: skip
+    """Check a sealed organ and write nothing.
+
+    Without `opener`: the label's signature, digest and size, by the roster. With it: all that `open_organ` checks.
+
+    Raises:
+        NothingToVerify: neither a label nor an opener. Otherwise as `open_organ`.
+    """
+    with files.open_regular(sealed, max_bytes=MAX_SEALED_BYTES) as file:
+        if opener is None:
+            return _verify_label(file, label, roster=roster, now=now, expect=expect or Expectation())
+        checked = _check(file, opener=opener, roster=roster, now=now, expect=expect, label=label, seen=None)
+        _stream(checked, lambda block: None)
+        _check_organ(_organ_again(file, opener), checked.passport)
+    waybill = checked.waybill
+    return Verified(
+        sender=waybill.sender, recipients=tuple(sorted(waybill.to)), federation=waybill.federation,
+        round_number=waybill.round, passport=checked.passport,
+    )  # fmt: skip
+
+
+def passport_path(organ: Path) -> Path:
+    """Where an organ's passport lies: beside it, `<name>.passport`."""
+    return organ.with_name(f"{organ.name}.passport")
+
+
+def _check(
+    file: BinaryIO, *, opener: Opener, roster: TrustedRoster, now: datetime, expect: Expectation | None,
+    label: bytes | None, seen: SeenWaybills | None,
+) -> Checked:  # fmt: skip
+    size_bytes = os.fstat(file.fileno()).st_size
+    outside = None if label is None else _read_label(file, size_bytes, label, roster=roster, now=now)
+    return check_container(
+        file,
+        size_bytes,
+        opener=opener,
+        roster=roster,
+        now=now,
+        expect=expect or Expectation(),
+        label=outside,
+        seen=seen,
+    )
+
+
+def _read_label(file: BinaryIO, size_bytes: int, label: bytes, *, roster: TrustedRoster, now: datetime) -> Label:
+    file.seek(0)
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    return check_label(label, sealed_sha256=sha256, size_bytes=size_bytes, roster=roster, now=now)
+
+
+def _verify_label(
+    file: BinaryIO, label: bytes | None, *, roster: TrustedRoster, now: datetime, expect: Expectation
+) -> Verified:
+    if label is None:
+        raise NothingToVerify(
+            where="sealed file", expected="its label beside it, or --identity", got="neither",
+            hint="ask the sender for the .label file, or name your key folder",
+        )  # fmt: skip
+    checked = _read_label(file, os.fstat(file.fileno()).st_size, label, roster=roster, now=now)
+    if expect.federation not in (None, checked.federation):
+        raise OtherFederation(
+            where="label", expected=str(expect.federation), got=checked.federation, hint="nothing was opened"
+        )
+    if expect.round_number not in (None, checked.round):
+        raise OtherRound(where="label", expected=str(expect.round_number), got=str(checked.round), hint="it may be old")
+    return Verified(
+        sender=checked.sender, recipients=checked.to, federation=checked.federation, round_number=checked.round
+    )
+
+
+def _stream(checked: Checked, write: _Write) -> None:
+    """Decrypt the organ into `write`; raises unless length, digest, padding and end are what was signed."""
+    reader, left = checked.reader, checked.passport.organ_size_bytes
+    with BackgroundDigest() as digest:
+        while left:
+            block = reader.take(min(left, READ_BYTES))
+            if not block:
+                raise BadContainer.because("an end within the organ")
+            digest.update(block)
+            write(block)
+            left -= len(block)
+        if digest.hexdigest() != checked.passport.organ_sha256:
+            raise OrganMismatch(
+                where="organ", expected=f"SHA-256 {checked.passport.organ_sha256[:16]}...", got="another",
+                hint="nothing was written; the sender sealed something else than the author signed",
+            )  # fmt: skip
+    _check_padding(reader, checked.waybill.pad)
+    reader.finish()
+
+
+def _check_padding(reader: StreamReader, pad: int) -> None:
+    while pad:
+        block = reader.take(min(pad, READ_BYTES))
+        if not block or any(block):
+            raise BadContainer.because("padding that is not zero")
+        pad -= len(block)
+
+
+def _organ_again(file: BinaryIO, opener: Opener) -> Readable:
+    """A second reader at the organ's first byte, for the checks that may only come after the first pass."""
+    header = read_header(file)
+    payload_bytes = os.fstat(file.fileno()).st_size - header.size_bytes - NONCE_BYTES
+    reader = StreamReader(file, file_key=opener.unwrap(header), payload_bytes=payload_bytes)
+    read_frame(reader)
+    return reader
+
+
+def _check_organ(file: Readable, passport: Passport) -> None:
+    """Checks 12 and 14: a well-formed organ, of the base and span that the passport claims, all of it finite."""
+    try:
+        header = check_header(file, passport.organ_size_bytes, where="organ")
+        manifest = read_manifest(header, where="organ")
+    except (BadTensorHeader, BadManifest) as error:
+        raise OrganMalformed(
+            where=error.where, expected=error.expected, got=error.got, hint="nothing was written; tell the author"
+        ) from None
+    said = (manifest.base_sha256, manifest.span, manifest.family)
+    if said != (passport.base_sha256, passport.span, passport.family):
+        raise OrganMismatch(
+            where="organ, manifest", expected="the base, span and family of its passport", got="others",
+            hint="nothing was written; tell the author",
+        )  # fmt: skip
+    check_finite(file, header)
+
+
+def _check_space(out: Path, organ_bytes: int) -> None:
+    needed, free = organ_bytes + _SLACK_BYTES, shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise files.NoSpace(
+            where=str(out.parent), expected=f"{needed:,} bytes free", got=f"{free:,}", hint="free some space"
+        )
+
+
+def _has_passport(path: Path, line: bytes) -> bool:
+    """Whether this very passport is there already, from an attempt that was cut off; any other is not overwritten."""
+    if not os.path.lexists(path):
+        return False
+    if path.is_symlink() or not path.is_file() or files.read_regular(path, max_bytes=1 << 22) != line:
+        raise files.OutputExists(
+            where=str(path), expected="no passport, or this organ's", got="another file", hint="move it away"
+        )
+    return True

@@ -1,0 +1,196 @@
+"""The passport: what an organ's author claims about it, signed, the same for every recipient.
+
+An in-toto Statement v1 whose subject is the organ's digest and whose predicate is `urn:not-fed:passport:v1`. A signed
+epsilon is a claim and not a proof; the mechanism beside it is all that the number was computed from.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from not_fed import canonical, files
+from not_fed.envelope import manifest as manifests
+from not_fed.envelope.dsse import MalformedSigned, Moment, Name, NewerFormat, Sha256, Statement
+from not_fed.envelope.header import check_header
+from not_fed.errors import InputError
+from not_fed.keys import dsse
+from not_fed.keys.signing import Signer
+from not_fed.trust.members import TrustedRoster
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+PREDICATE_TYPE = "urn:not-fed:passport:v1"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+MAX_PASSPORT_BYTES = 1 << 20
+AUTHOR_ROLES = ("author", "aggregator")
+
+Positive = Annotated[float, Field(gt=0, le=1e12)]
+Count = Annotated[int, Field(ge=1, le=1 << 40)]
+Round = Annotated[int, Field(ge=0, le=1 << 31)]
+ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\z")]
+Metric = Annotated[float, Field(ge=-1e30, le=1e30)]
+
+
+class BadClaim(InputError):
+    """The organ's manifest makes a privacy claim that cannot be signed."""
+
+    code = "bad-claim"
+
+
+class Mechanism(Statement):
+    """All that epsilon was computed from, so that anybody can compute it again."""
+
+    sample_rate: Annotated[float, Field(gt=0, le=1)]
+    steps: Count
+    noise_multiplier: Positive
+    max_grad_norm: Positive
+    divisor: Positive
+    runs: Count = 1
+    adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
+    noise_added_at: Literal["site", "coordinator"] = "site"
+
+
+class DpClaim(Statement):
+    """Epsilon, never without its delta, its unit and its mechanism."""
+
+    epsilon: Positive
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    unit: Literal["record", "person"]
+    accountant: ShortText
+    mechanism: Mechanism
+
+    @classmethod
+    def from_training(cls, training: Mapping[str, Any] | None) -> Self | None:
+        """The claim in a manifest's training summary (flat, under `dp`), or None; raises BadClaim."""
+        flat = (training or {}).get("dp")
+        if flat is None:
+            return None
+        try:
+            mechanism = {name: flat[name] for name in Mechanism.model_fields if name in flat}
+            own = {name: flat[name] for name in cls.model_fields if name in flat}
+            return cls.model_validate({**own, "mechanism": mechanism})
+        except (ValidationError, TypeError, AttributeError):
+            raise BadClaim(
+                where="organ, manifest, training.dp", expected="epsilon, delta, unit, accountant and the mechanism",
+                got="something else", hint="the organ comes from another version; train it again",
+            ) from None  # fmt: skip
+
+
+class Passport(Statement):
+    """What the author claims. Unknown fields are ignored, here alone, as in-toto asks of consumers."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    author: Name
+    federation: Name
+    round: Round
+    organ_sha256: Sha256
+    organ_size_bytes: Count
+    base_sha256: Sha256
+    span: tuple[manifests.Layer, manifests.Layer]
+    family: manifests.Family
+    parents: Annotated[tuple[Sha256, ...], Field(max_length=4096)] = ()
+    dp: DpClaim | None
+    metrics: Annotated[dict[MetricName, Metric], Field(max_length=64)]
+    created: Moment
+    sharing: Literal["addressees", "federation"]
+    salt: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}\z")]
+    signature_policy: Literal["ed25519+ml-dsa-65"] = "ed25519+ml-dsa-65"
+
+    @model_validator(mode="after")
+    def _span_has_layers(self) -> Self:
+        if self.span[0] >= self.span[1]:
+            raise ValueError("a span of at least one layer")
+        return self
+
+    def to_payload(self) -> bytes:
+        """The in-toto statement."""
+        predicate = self.model_dump(mode="json")
+        digest = predicate.pop("organ_sha256")
+        return canonical.dumps({
+            "_type": STATEMENT_TYPE, "predicateType": PREDICATE_TYPE, "predicate": predicate,
+            "subject": [{"name": "organ", "digest": {"sha256": digest}}],
+        })  # fmt: skip
+
+
+class _Digest(Statement):
+    sha256: Sha256
+
+
+class _Subject(Statement):
+    name: Literal["organ"]
+    digest: _Digest
+
+
+class _InToto(Statement):
+    statement_type: Annotated[Literal["https://in-toto.io/Statement/v1"], Field(alias="_type")]
+    subject: Annotated[list[_Subject], Field(min_length=1, max_length=1)]
+    predicate_type: Annotated[str, Field(alias="predicateType")]
+    predicate: dict[str, Any]
+
+
+def new_passport(
+    organ: Path, *, author: str, federation: str, round_number: int, now: datetime,
+    metrics: Mapping[str, float] | None = None, sharing: Literal["addressees", "federation"] = "addressees",
+    organ_sha256: str | None = None,
+) -> Passport:  # fmt: skip
+    """A passport for an organ file, unsigned, from what its own manifest says.
+
+    Args:
+        round_number: 0 outside of a federation's rounds.
+        metrics: what the author measured; numbers that the site's policy lets out.
+        sharing: whether a recipient may pass it on within the federation, or only the addressees may have it.
+        organ_sha256: the file's digest when the caller has just computed it.
+    Raises:
+        BadTensorHeader, BadManifest, BadClaim, NotAFile.
+    """
+    with files.open_regular(organ) as file:
+        size_bytes = file.seek(0, 2)
+        file.seek(0)
+        manifest = manifests.read_manifest(check_header(file, size_bytes, where=organ.name), where=organ.name)
+    return Passport(
+        author=author, federation=federation, round=round_number, organ_sha256=organ_sha256 or files.sha256(organ),
+        organ_size_bytes=size_bytes, base_sha256=manifest.base_sha256, span=manifest.span, family=manifest.family,
+        parents=tuple(manifest.parents), dp=DpClaim.from_training(manifest.training), metrics=dict(metrics or {}),
+        created=now, sharing=sharing, salt=secrets.token_hex(16),
+    )  # fmt: skip
+
+
+def issue_passport(passport: Passport, *, signer: Signer) -> bytes:
+    """The signed passport, one line without a line feed; `signer` must be its author."""
+    if signer.name != passport.author:
+        raise BadClaim(
+            where="passport", expected=f"keys of {passport.author}", got=f"of {signer.name}", hint="sign your own"
+        )
+    return dsse.sign(passport.to_payload(), payload_type=PAYLOAD_TYPE, signer=signer)
+
+
+def parse_passport(line: bytes) -> tuple[dsse.Unverified, Passport]:
+    """The envelope and what it claims, unverified; raises MalformedSigned or NewerFormat."""
+    unverified = dsse.parse(line, payload_type=PAYLOAD_TYPE, where="passport", max_bytes=MAX_PASSPORT_BYTES)
+    statement = _InToto.from_payload(unverified.payload, where="passport")
+    if statement.predicate_type != PREDICATE_TYPE:
+        if statement.predicate_type.startswith("urn:not-fed:passport:v"):
+            raise NewerFormat(
+                where="passport", expected=PREDICATE_TYPE, got="another version of it", hint="update not-fed"
+            )
+        raise MalformedSigned.because("another predicate", where="passport", expected=PREDICATE_TYPE)
+    flat = {**statement.predicate, "organ_sha256": statement.subject[0].digest.sha256}
+    return unverified, Passport.from_payload(canonical.dumps(flat), where="passport, predicate")
+
+
+def read_passport(line: bytes, *, roster: TrustedRoster, now: datetime) -> Passport:
+    """A passport whose author is on the roster and signed it.
+
+    Raises:
+        MalformedSigned, NewerFormat, BadSignature; UnknownMember, MemberNotActive, WrongRole.
+    """
+    unverified, passport = parse_passport(line)
+    unverified.verify(roster.member(passport.author, role=AUTHOR_ROLES, now=now).signing)
+    return passport

@@ -1,0 +1,341 @@
+"""What differential privacy costs: a plan fixed before training, and its epsilon. Loads without torch.
+
+The number we report is the privacy loss distribution (PLD) of `dp-accounting`: the tightest bound in use that is still
+a bound. Every field of a plan is a public constant; none may be computed from the private records, their number
+included.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, Decimal
+from importlib.metadata import version
+from typing import Any, Literal
+
+from not_fed.errors import BudgetError, InputError
+
+GRID = (
+    1e-4  # of privacy losses; the reported number. Coarser grids are valid too, and only looser: they guide the search
+)
+SEARCH_GRIDS = (1e-2, 1e-3)
+TICKS = 10_000  # noise multipliers have four decimals
+LEAST_NOISE, MOST_NOISE = 0.2, 10_000.0  # below, no guarantee is left to state; above, nothing is learnt
+WEAKEST_EPSILON = 10.0
+
+Mechanisms = tuple[tuple[float, float, int], ...]  # (sample_rate, noise_multiplier, steps) each
+
+
+class BadPlan(InputError):
+    """A setting of the differential privacy plan is not what it should be."""
+
+    code = "dp-plan"
+
+
+class PlansDoNotCompose(InputError):
+    """These plans protect different things, so one epsilon cannot speak for all of them."""
+
+    code = "dp-compose"
+
+
+class WeakEpsilon(BudgetError):
+    """An epsilon this large protects next to nothing."""
+
+    code = "epsilon-weak"
+
+
+class NoiseOutOfReach(BudgetError):
+    """No amount of noise that still lets a model learn reaches this epsilon."""
+
+    code = "epsilon-out-of-reach"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epsilon:
+    """A bound, said together with all that it depends on."""
+
+    value: float
+    delta: float
+    unit: Literal["record", "person", "site"]
+    noise_added_at: Literal["site", "coordinator"]
+
+    def __str__(self) -> str:
+        """Rounded up, never down.
+
+        >>> print(Epsilon(value=7.301, delta=1e-5, unit="record", noise_added_at="site"))
+        epsilon 7.31 at delta 1e-05, per record, noise at the site
+        """
+        return (
+            f"epsilon {_two_decimals_up(self.value)} at delta {self.delta:g}, per {self.unit}, "
+            f"noise at the {self.noise_added_at}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DpPlan:
+    """All that epsilon depends on, fixed before the first step and never derived from the records.
+
+    Args:
+        sample_rate: the chance of each record to join a step, independently of the others and of other steps (Poisson).
+        steps: noisy steps of one run; an empty sample is a step too.
+        noise_multiplier: standard deviation of the noise over `max_grad_norm`.
+        max_grad_norm: the clip, an L2 norm over all trained parameters of one record's gradient.
+        divisor: what the noisy sum is divided by; the batch size one hopes for, never the one that was drawn.
+        delta: below one over the number of records.
+        runs: how many times the steps are run in all, such as a federation's rounds. Every epsilon covers all of them.
+        unit: what neighbouring data sets differ by. Only one record so far: more would need one clip per person.
+        adjacency: neighbouring data sets differ by one record added or removed.
+    Raises:
+        BadPlan: any of it is not a number of the right kind and range.
+    """
+
+    sample_rate: float
+    steps: int
+    noise_multiplier: float
+    max_grad_norm: float
+    divisor: float
+    delta: float
+    runs: int = 1
+    unit: Literal["record"] = "record"
+    adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
+
+    def __post_init__(self) -> None:
+        _require_number("sample_rate", self.sample_rate, above=0.0, most=1.0)
+        _require_count("steps", self.steps)
+        _require_count("runs", self.runs)
+        _require_number("noise_multiplier", self.noise_multiplier, least=LEAST_NOISE, most=MOST_NOISE)
+        _require_number("max_grad_norm", self.max_grad_norm, least=1e-6, most=1e6)
+        _require_number("divisor", self.divisor, above=0.0, most=1e12)
+        _require_number("delta", self.delta, least=1e-12, most=1e-2)
+        _require_word("unit", self.unit, only="record")
+        _require_word("adjacency", self.adjacency, only="add_or_remove_one")
+
+    def epsilon(self) -> Epsilon:
+        """What all `runs` of the plan cost together.
+
+        Proved by: tests/unit/test_accounting.py::test_epsilon_is_the_golden_value
+        Source: Koskela et al. 2020, Computing Tight Differential Privacy Guarantees Using FFT; dp-accounting's PLD.
+        """
+        return compose([self])
+
+    def epsilon_after(self, runs: int) -> Epsilon:
+        """What the first `runs` of the plan's runs cost together."""
+        return compose([replace(self, runs=runs)])
+
+    def as_claim(self) -> dict[str, Any]:
+        """The signed statement about this plan: epsilon for all of its runs, and what it was computed from.
+
+        Proved by: tests/unit/test_accounting.py::test_a_claim_can_be_recomputed_from_its_own_fields
+        """
+        return {
+            "epsilon": self.epsilon().value,
+            "delta": self.delta,
+            "unit": self.unit,
+            "adjacency": self.adjacency,
+            "accountant": accountant(),
+            "sample_rate": self.sample_rate,
+            "steps": self.steps,
+            "runs": self.runs,
+            "noise_multiplier": self.noise_multiplier,
+            "max_grad_norm": self.max_grad_norm,
+            "divisor": self.divisor,
+            "noise_added_at": "site",
+        }
+
+
+def accountant() -> str:
+    """Name, version and grid of what computes epsilon."""
+    release = ".".join(version("dp-accounting").split(".")[:2])
+    return f"dp-accounting {release} PLD 1e-4"
+
+
+def compose(plans: Sequence[DpPlan], *, delta: float | None = None) -> Epsilon:
+    """What all these plans cost together when each of them trains on the same records.
+
+    Args:
+        plans: at least one; all were fixed before the first of them started. (Choosing the next plan after looking at
+            the last one's result needs a privacy filter, which this is not.)
+        delta: of the composition; without it, the one that all plans name.
+    Raises:
+        PlansDoNotCompose: no plan, or deltas differ and none was given.
+        BadPlan: delta is out of range.
+    Guarantees: the order of the plans does not change the number.
+    Proved by: tests/unit/test_accounting.py::test_the_order_of_composition_does_not_matter
+    """
+    if not plans:
+        raise PlansDoNotCompose(
+            where="accounting",
+            expected="at least one plan",
+            got="none",
+            hint="a site that trained nothing spent nothing",
+        )
+    named = sorted({plan.delta for plan in plans})
+    if delta is None and len(named) > 1:
+        raise PlansDoNotCompose(
+            where="accounting, field delta",
+            expected="the same delta in every plan",
+            got=", ".join(f"{value:g}" for value in named),
+            hint="name the delta of the composition",
+        )
+    chosen = named[0] if delta is None else delta
+    _require_number("delta", chosen, least=1e-12, most=1e-2)
+    value = _pld_epsilon(_mechanisms(plans), delta=chosen, grid=GRID)
+    return Epsilon(value=value, delta=chosen, unit=plans[0].unit, noise_added_at="site")
+
+
+def plan_dp(
+    *,
+    epsilon: float,
+    delta: float,
+    sample_rate: float,
+    steps: int,
+    max_grad_norm: float,
+    divisor: float,
+    runs: int = 1,
+    allow_weak: bool = False,
+) -> DpPlan:
+    """The plan with the least noise whose `runs` runs together cost at most `epsilon`.
+
+    Raises:
+        BadPlan: a setting is out of range.
+        WeakEpsilon: epsilon is above 10 and `allow_weak` is False; a cap on the cap.
+        NoiseOutOfReach: not even a noise multiplier of 10,000 gets there.
+    Guarantees: `plan.epsilon().value <= epsilon`, computed on the grid that is reported; the noise multiplier is
+        rounded up.
+    Proved by: tests/unit/test_accounting.py::test_calibration_never_exceeds_the_target
+    """
+    _require_number("epsilon", epsilon, least=1e-3, most=1e3)
+    if epsilon > WEAKEST_EPSILON and not allow_weak:
+        raise WeakEpsilon(
+            where="plan, field epsilon",
+            expected=f"at most {WEAKEST_EPSILON:g}",
+            got=f"{epsilon:g}",
+            hint="choose a smaller epsilon; 1 to 8 is usual, and nothing was trained or spent",
+        )
+
+    def plan_with(noise: float) -> DpPlan:
+        return DpPlan(
+            sample_rate=sample_rate,
+            steps=steps,
+            noise_multiplier=noise,
+            max_grad_norm=max_grad_norm,
+            divisor=divisor,
+            delta=delta,
+            runs=runs,
+        )
+
+    mechanisms = functools.partial(_with_noise, _mechanisms([plan_with(1.0)]))
+
+    def enough(grid: float, ticks: int) -> bool:
+        return _pld_epsilon(mechanisms(_noise(ticks)), delta=delta, grid=grid) <= epsilon
+
+    return plan_with(_noise(_least_ticks(enough, epsilon=epsilon)))
+
+
+def _least_ticks(enough: Callable[[float, int], bool], *, epsilon: float) -> int:
+    """Search on coarse grids, which err on the safe side, and settle it on the grid that is reported."""
+    least, most = round(LEAST_NOISE * TICKS), round(MOST_NOISE * TICKS)
+    found = most
+    while found // 2 >= least and enough(SEARCH_GRIDS[0], found // 2):  # from above: weak noise is slow to account
+        found //= 2
+    for grid in (*SEARCH_GRIDS, GRID):
+        found = _first(functools.partial(enough, grid), least=least, known=found)
+    while not enough(GRID, found):
+        if found >= most:
+            raise NoiseOutOfReach(
+                where="plan, field epsilon",
+                expected="an epsilon that noise can reach",
+                got=f"{epsilon:g} for these steps, runs and sample rate",
+                hint="plan fewer steps or runs, or a smaller sample rate",
+            )
+        found = min(found + 1, most)
+    return found
+
+
+def _first(enough: Callable[[int], bool], *, least: int, known: int) -> int:
+    """The smallest number that is enough, looking below `known` in growing strides and then by halving."""
+    low, high, stride = least - 1, known, 1
+    while high - stride > low and enough(high - stride):
+        high, stride = high - stride, stride * 4
+    low = max(low, high - stride)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if enough(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _noise(ticks: int) -> float:
+    return ticks / TICKS
+
+
+def _with_noise(mechanisms: Mechanisms, noise: float) -> Mechanisms:
+    return tuple((sample_rate, noise, steps) for sample_rate, _, steps in mechanisms)
+
+
+def _mechanisms(plans: Sequence[DpPlan]) -> Mechanisms:
+    """Equal mechanisms merged and sorted, so that any order gives the same number to the last digit."""
+    steps: Counter[tuple[float, float]] = Counter()
+    for plan in plans:
+        steps[float(plan.sample_rate), float(plan.noise_multiplier)] += plan.steps * plan.runs
+    return tuple((sample_rate, noise, count) for (sample_rate, noise), count in sorted(steps.items()))
+
+
+@functools.lru_cache(maxsize=256)
+def _pld_epsilon(mechanisms: Mechanisms, *, delta: float, grid: float) -> float:
+    # imported here: a second of SciPy that `--help` and a security officer's laptop do not need
+    from dp_accounting import dp_event, pld
+    from dp_accounting.privacy_accountant import NeighboringRelation
+
+    account = pld.PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=grid)
+    for sample_rate, noise, steps in mechanisms:
+        event = dp_event.GaussianDpEvent(noise)
+        if sample_rate < 1.0:
+            event = dp_event.PoissonSampledDpEvent(sample_rate, event)
+        account.compose(dp_event.SelfComposedDpEvent(event, steps))
+    return max(0.0, float(account.get_epsilon(delta)))
+
+
+def _two_decimals_up(value: float) -> str:
+    if not math.isfinite(value):
+        return "unbounded"
+    return str(Decimal(repr(value)).quantize(Decimal("0.01"), rounding=ROUND_CEILING))
+
+
+def _require_number(
+    field: str, value: object, *, above: float = -math.inf, least: float = -math.inf, most: float
+) -> None:
+    bound = f"above {above:g}" if above > -math.inf else f"at least {least:g}"
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (is_number and value > above and value >= least and value <= most):  # type: ignore[operator]  # NaN fails
+        raise BadPlan(
+            where=f"plan, field {field}",
+            expected=f"a number {bound} and at most {most:g}",
+            got=repr(value) if is_number else type(value).__name__,
+            hint="nothing was trained or spent",
+        )
+
+
+def _require_count(field: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10**7:
+        raise BadPlan(
+            where=f"plan, field {field}",
+            expected="a whole number from 1 to 10,000,000",
+            got=repr(value) if isinstance(value, (int, float)) else type(value).__name__,
+            hint="nothing was trained or spent",
+        )
+
+
+def _require_word(field: str, value: object, *, only: str) -> None:
+    if value != only:
+        raise BadPlan(
+            where=f"plan, field {field}",
+            expected=only,
+            got=value if isinstance(value, str) else type(value).__name__,
+            hint="the engine clips once per record and accounts for no other promise",
+        )

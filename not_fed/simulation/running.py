@@ -1,0 +1,213 @@
+"""Run a prepared federation through Flower and gather what everybody ended up with."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flwr.app import Message
+
+from not_fed.coordinator.bank import Bank
+from not_fed.coordinator.state import CoordinatorState
+from not_fed.progress import Progress, current, silent
+from not_fed.simulation.bundle import load_app
+from not_fed.simulation.grid import LocalGrid, Tap, server_context
+from not_fed.simulation.prepare import COORDINATOR, Prepared
+from not_fed.site.state import SiteState
+
+Engine = Literal["inline", "ray"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One sealed organ on its way.
+
+    Attributes:
+        round: the round in which the organ was made.
+        sender, recipient: names; `coordinator` is the server.
+        seconds: what sealing (towards the server) or verifying and opening (away from it) took at the site.
+    """
+
+    round: int
+    sender: str
+    recipient: str
+    bytes: int
+    seconds: float
+    kind: Literal["organ", "aggregate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationResult:
+    """What a run left behind. Losses come from the sites' own homes: only a simulation may look there.
+
+    Attributes:
+        own: site -> its organ of each round, by round; a site that was lost has none for that round.
+        aggregates: site -> the aggregate of each round as this site has it.
+        notes: site -> its own notes on each task: losses, tokens, seconds, epsilon.
+        answers: every answer that the coordinator counted or refused.
+        stored: kind of file that the server stored -> {"count", "bytes"}.
+        seconds: the whole run.
+    """
+
+    prepared: Prepared
+    engine: Engine
+    own: Mapping[str, Mapping[int, Path]]
+    aggregates: Mapping[str, Mapping[int, Path]]
+    deliveries: list[Delivery]
+    notes: Mapping[str, list[dict[str, Any]]]
+    answers: list[dict[str, Any]]
+    stored: Mapping[str, Mapping[str, int]]
+    seconds: float
+
+    @property
+    def loss_curves(self) -> dict[str, list[float | None]]:
+        """Site -> its training loss over all its steps of all rounds."""
+        return {
+            site: [loss for note in notes for loss in note.get("loss_curve", [])] for site, notes in self.notes.items()
+        }
+
+    @property
+    def bytes_sent(self) -> int:
+        """Sealed bytes over all deliveries, each way."""
+        return sum(delivery.bytes for delivery in self.deliveries)
+
+    @property
+    def epsilon(self) -> dict[str, float | None]:
+        """Site -> what all rounds of the run cost together; None without differential privacy."""
+        return {
+            site: next((n["epsilon"] for n in notes if n.get("epsilon") is not None), None)
+            for site, notes in self.notes.items()
+        }
+
+    @property
+    def last_own(self) -> dict[str, Path]:
+        """Site -> its organ of the last round in which it had one."""
+        return {site: organs[max(organs)] for site, organs in self.own.items() if organs}
+
+    @property
+    def aggregate(self) -> Path | None:
+        """The last round's aggregate, from the first site that has it (they are the same everywhere)."""
+        last = self.prepared.rounds
+        return next((rounds[last] for _, rounds in sorted(self.aggregates.items()) if last in rounds), None)
+
+
+def run(
+    prepared: Prepared,
+    *,
+    engine: Engine = "inline",
+    tap: Tap | None = None,
+    drop: Callable[[Message], bool] | None = None,
+    progress: Progress = silent,
+) -> SimulationResult:
+    """Run a prepared federation with the bundle's own two apps.
+
+    Args:
+        engine: `inline` calls the apps in this process through Flower's serialisation; `ray` is Flower's simulation
+            engine, in processes of its own, which are stopped afterwards.
+        tap: told about every message's bytes; inline only.
+        drop: messages that are lost; inline only.
+    Raises:
+        NotFedError: the coordinator could not go on. With `ray`, EngineFailed.
+    """
+    started = time.monotonic()
+    if engine == "ray":
+        from not_fed.simulation.ray_engine import run_with_ray
+
+        run_with_ray(prepared, progress=progress)
+    else:
+        logging.getLogger("not_fed").addHandler(logging.NullHandler())  # the caller decides what to show
+        homes = [{"home": str(home)} for home in prepared.sites.values()]
+        grid = LocalGrid(load_app("clients"), homes, tap=_count(prepared, tap, progress), drop=drop)
+        listening = current.set(progress)
+        try:
+            load_app("server")(grid, server_context({"home": str(prepared.coordinator)}))
+        finally:
+            current.reset(listening)
+    return collect(prepared, engine=engine, seconds=time.monotonic() - started)
+
+
+def collect(prepared: Prepared, *, engine: Engine, seconds: float) -> SimulationResult:
+    """Read the homes after a run."""
+    states = {site: SiteState(home) for site, home in prepared.sites.items()}
+    own: dict[str, dict[int, Path]] = {}
+    aggregates: dict[str, dict[int, Path]] = {}
+    for site, home in prepared.sites.items():
+        organs = home / "organs" / prepared.run
+        own[site] = {number: path for number in _rounds(prepared) if (path := organs / f"own-{number}.organ").is_file()}
+        aggregates[site] = {
+            number: path for number in _rounds(prepared) if (path := organs / f"aggregate-{number}.organ").is_file()
+        }
+    coordinator = CoordinatorState(prepared.coordinator)
+    return SimulationResult(
+        prepared=prepared,
+        engine=engine,
+        own=own,
+        aggregates=aggregates,
+        deliveries=_deliveries(prepared, coordinator, states),
+        notes={site: state.results(prepared.run) for site, state in states.items()},
+        answers=[
+            {"round": one.round, "kind": one.kind, "site": one.site, "status": one.status, "code": one.code}
+            for one in coordinator.answers(prepared.run)
+        ],
+        stored=_stored(prepared, coordinator),
+        seconds=seconds,
+    )
+
+
+def _rounds(prepared: Prepared) -> range:
+    return range(1, prepared.rounds + 1)
+
+
+def _deliveries(prepared: Prepared, coordinator: CoordinatorState, states: Mapping[str, SiteState]) -> list[Delivery]:
+    seconds: dict[tuple[str, str], float] = {}
+    for site, state in states.items():
+        for organ in state.organs(prepared.run):
+            recipient = COORDINATOR if organ.sender == site else site
+            seconds[organ.sealed_sha256, recipient] = organ.seconds
+    return [
+        Delivery(
+            round=one.round,
+            sender=one.sender,
+            recipient=one.recipient,
+            bytes=one.size_bytes,
+            kind=one.kind,
+            seconds=seconds.get((one.sealed_sha256, one.recipient), 0.0),
+        )
+        for one in coordinator.deliveries(prepared.run)
+    ]
+
+
+def _stored(prepared: Prepared, coordinator: CoordinatorState) -> dict[str, dict[str, int]]:
+    """What the server keeps, by kind: sealed organs, their labels, and its own notes on who sent what when."""
+    names = {"sealed": "sealed organs", "label": "labels"}
+    found = {
+        names.get(kind, kind): {"count": stored.count, "bytes": stored.bytes}
+        for kind, stored in Bank(prepared.coordinator / "bank").listing().items()
+    }
+    aggregates = [one for number in _rounds(prepared) if (one := coordinator.aggregate(prepared.run, number))]
+    if aggregates:
+        found["sealed aggregates"] = {"count": len(aggregates), "bytes": sum(size for _, size in aggregates)}
+        for field in ("count", "bytes"):
+            found["sealed organs"][field] -= found["sealed aggregates"][field]
+    tasks = coordinator.tasks(prepared.run)
+    found["tasks it signed"] = {"count": len(tasks), "bytes": sum(len(task) for task in tasks)}
+    return found
+
+
+def _count(prepared: Prepared, tap: Tap | None, progress: Progress) -> Tap:
+    """Pass messages on to `tap`, and count answers for the progress bar: a greeting and an answer per step and site."""
+    done, total = 0, len(prepared.sites) * (prepared.rounds + 2)
+
+    def counted(direction: Literal["sent", "received"], data: bytes) -> None:
+        nonlocal done
+        if tap is not None:
+            tap(direction, data)
+        if direction == "received":
+            done += 1
+            progress("federation", done=min(done, total), total=total)
+
+    return counted

@@ -1,0 +1,224 @@
+"""What a site allows: its own file, read from its own disk. Nothing here comes from the coordinator.
+
+`permit` compares a signed task with the policy before any work. A task is a proposal; where it asks for more than the
+policy allows it is refused with a code that names the matter and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from not_fed import settings
+from not_fed.envelope.task import Task
+from not_fed.errors import BudgetError
+from not_fed.settings import Name, Settings, Sha256
+
+POLICY_FILE = "site.toml"
+
+Pair = Annotated[tuple[int, int], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+
+
+class NotAllowed(BudgetError):
+    """This site's policy does not allow what the task asks for; nothing was trained, opened or sent."""
+
+    code = "policy"
+
+
+class CoordinatorNotAllowed(NotAllowed):
+    """The task is signed by somebody other than the coordinator this site works with."""
+
+    code = "policy-coordinator"
+
+
+class FederationNotAllowed(NotAllowed):
+    """The task belongs to another federation."""
+
+    code = "policy-federation"
+
+
+class NotInvited(NotAllowed):
+    """The task does not name this site."""
+
+    code = "policy-not-invited"
+
+
+class BaseNotAllowed(NotAllowed):
+    """The task is for another base model than this site's."""
+
+    code = "policy-base"
+
+
+class SpanNotAllowed(NotAllowed):
+    """The task asks for layers that this site's policy does not list."""
+
+    code = "policy-span"
+
+
+class ModeNotAllowed(NotAllowed):
+    """The task asks for a way to federate that this site's policy does not list."""
+
+    code = "policy-mode"
+
+
+class TooManyRounds(NotAllowed):
+    """The task's run has more rounds than this site's policy allows."""
+
+    code = "policy-rounds"
+
+
+class TooManyEpochs(NotAllowed):
+    """The task asks for more passes over the records than this site's policy allows."""
+
+    code = "policy-epochs"
+
+
+class PrivacyRequired(NotAllowed):
+    """This site trains with differential privacy only, and the task proposes none."""
+
+    code = "policy-privacy-required"
+
+
+class PrivacyNotConfigured(NotAllowed):
+    """The task proposes differential privacy, and this site's policy declares no constants for it."""
+
+    code = "policy-privacy-unknown"
+
+
+class EpsilonNotAllowed(NotAllowed):
+    """The task proposes a weaker privacy guarantee than this site's policy allows."""
+
+    code = "policy-epsilon"
+
+
+class PrivacyPolicy(Settings):
+    """The privacy constants of a site: declared, public, and chosen without looking at the records.
+
+    Attributes:
+        max_epsilon: the most that one run may spend, over all its rounds together, at `delta`, per record.
+        max_runs: how many private runs this site takes part in, ever: total spending is at most max_runs * max_epsilon.
+        divisor: what a step's noisy sum is divided by; about the expected batch, declared instead of counted.
+    """
+
+    required: bool
+    max_epsilon: float = Field(gt=0, le=10)
+    delta: float = Field(gt=0, lt=0.01)
+    max_runs: int = Field(ge=1)
+    sample_rate: float = Field(gt=0, le=1)
+    max_grad_norm: float = Field(gt=0)
+    divisor: float = Field(gt=0)
+
+
+class SitePolicy(Settings):
+    """One site's policy file, `site.toml` in its home.
+
+    Attributes:
+        data: the records, inside the home or elsewhere; relative to the home.
+        base: a model folder (relative to the home) or a name that not-fed knows.
+        metrics_that_may_leave: numbers that may be written into the passport; empty means none.
+    """
+
+    name: Name
+    federation: Name
+    coordinator: Name
+    data: str
+    text_field: str | None = None
+    base: str
+    base_sha256: Sha256
+    spans: list[Pair] = Field(min_length=1)
+    modes: list[Literal["bank", "trusted"]] = Field(min_length=1)
+    max_rounds: int = Field(ge=1, le=10_000)
+    max_epochs: float = Field(gt=0)
+    metrics_that_may_leave: list[Literal["loss_first", "loss_last", "records", "steps", "tokens"]] = Field(default=[])
+    cache_prefix: bool = True
+    privacy: PrivacyPolicy | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if any(not 0 <= start < stop for start, stop in self.spans):
+            raise ValueError("each span to be [start, stop] with 0 <= start < stop")
+        if self.privacy and self.privacy.required and self.metrics_that_may_leave:
+            raise ValueError("no metrics_that_may_leave where privacy is required: epsilon does not cover them")
+        return self
+
+
+def load_policy(home: Path) -> SitePolicy:
+    """Read the policy of the site at `home`; raises BadSettings naming file and field."""
+    return settings.load(SitePolicy, home / POLICY_FILE)
+
+
+def permit(task: Task, *, policy: SitePolicy) -> None:
+    """Refuse a task that the policy does not allow.
+
+    Raises:
+        NotAllowed: one subclass per matter, checked in the order of the tables below. No file is read or written.
+    Proved by: tests/unit/test_policy.py::test_each_refusal_has_its_own_code
+    """
+    for kind, allowed, expected, got in (*_identity(task, policy), *_plan(task, policy), *_privacy(task, policy)):
+        if not allowed:
+            raise kind(
+                where="task",
+                expected=expected,
+                got=got,
+                hint="agree on the plan, or change site.toml; nothing was done",
+            )
+
+
+Rule = tuple[type[NotAllowed], bool, str, str]
+
+
+def _identity(task: Task, policy: SitePolicy) -> list[Rule]:
+    return [
+        (
+            CoordinatorNotAllowed,
+            task.coordinator == policy.coordinator,
+            f"coordinator {policy.coordinator}",
+            task.coordinator,
+        ),
+        (
+            FederationNotAllowed,
+            task.federation == policy.federation,
+            f"federation {policy.federation}",
+            task.federation,
+        ),
+        (NotInvited, policy.name in task.sites, f"{policy.name} among the sites", ", ".join(task.sites)),
+    ]
+
+
+def _plan(task: Task, policy: SitePolicy) -> list[Rule]:
+    spans = ", ".join(f"{start}:{stop}" for start, stop in policy.spans)
+    return [
+        (
+            BaseNotAllowed,
+            task.base_sha256 == policy.base_sha256,
+            f"base {policy.base_sha256[:12]}",
+            task.base_sha256[:12],
+        ),
+        (SpanNotAllowed, task.span in policy.spans, f"one of {spans}", f"{task.span[0]}:{task.span[1]}"),
+        (ModeNotAllowed, task.mode in policy.modes, f"one of {', '.join(policy.modes)}", task.mode),
+        (TooManyRounds, task.rounds <= policy.max_rounds, f"at most {policy.max_rounds} rounds", str(task.rounds)),
+        (
+            TooManyEpochs,
+            task.training.epochs <= policy.max_epochs,
+            f"at most {policy.max_epochs:g} epochs",
+            f"{task.training.epochs:g}",
+        ),
+    ]
+
+
+def _privacy(task: Task, policy: SitePolicy) -> list[Rule]:
+    own, proposed = policy.privacy, task.privacy
+    if proposed is None:
+        return [(PrivacyRequired, not (own and own.required), "differential privacy", "none")]
+    if own is None:
+        return [(PrivacyNotConfigured, False, "a [privacy] table in site.toml", "none")]
+    return [
+        (
+            EpsilonNotAllowed,
+            proposed.epsilon <= own.max_epsilon,
+            f"epsilon at most {own.max_epsilon:g}",
+            f"{proposed.epsilon:g}",
+        ),
+    ]

@@ -1,0 +1,269 @@
+"""What a site remembers between messages and across crashes: one SQLite file in its home, written ahead, durable.
+
+It answers four questions: was this waybill seen, was this task answered, what did this run promise, and which organs
+of which round are on disk. Nothing of it ever leaves the site.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from not_fed.envelope.task import Task
+from not_fed.envelope.waybill import WaybillReplayed
+from not_fed.errors import BudgetError, TrustError
+from not_fed.site.policy import NotAllowed
+from not_fed.store import Store
+
+STATE_FILE = "state.db"
+REMEMBERED_LONGER = timedelta(days=1)  # than a waybill is valid; clocks differ
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS waybills (id TEXT PRIMARY KEY, expires TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, terms TEXT NOT NULL, private INTEGER NOT NULL,
+    started TEXT NOT NULL, ended TEXT, plan TEXT) STRICT;
+CREATE TABLE IF NOT EXISTS tasks (id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, run TEXT NOT NULL REFERENCES runs(run),
+    kind TEXT NOT NULL, round INTEGER NOT NULL, answer TEXT, result TEXT, answered TEXT,
+    UNIQUE (run, kind, round)) STRICT;
+CREATE TABLE IF NOT EXISTS organs (sealed_sha256 TEXT PRIMARY KEY, run TEXT NOT NULL, round INTEGER NOT NULL,
+    sender TEXT NOT NULL, file TEXT NOT NULL, organ_sha256 TEXT NOT NULL, seconds REAL NOT NULL) STRICT;
+"""
+
+
+class TaskChanged(TrustError):
+    """A task came twice under one id, with different content."""
+
+    code = "task-changed"
+
+
+class RoundTaken(BudgetError):
+    """This site was already asked for this round of this run, by another task."""
+
+    code = "round-taken"
+
+
+class RunChanged(BudgetError):
+    """The task does not keep to what the first task of its run announced."""
+
+    code = "run-changed"
+
+
+class RunEnded(BudgetError):
+    """This run has ended at this site."""
+
+    code = "run-ended"
+
+
+class RunsSpent(NotAllowed):
+    """This site has taken part in as many private runs as its policy allows."""
+
+    code = "policy-runs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptOrgan:
+    """An organ that this site opened or made: who sent it, which sealed file it was, where it is."""
+
+    sealed_sha256: str
+    run: str
+    round: int
+    sender: str
+    file: str
+    organ_sha256: str
+    seconds: float
+
+
+class SiteState:
+    """The site's memory. Implements the envelope's `SeenWaybills`."""
+
+    def __init__(self, home: Path) -> None:
+        self._store = Store(home / STATE_FILE, schema=_SCHEMA)
+
+    def session(self) -> AbstractContextManager[None]:
+        """One connection for the block."""
+        return self._store.session()
+
+    # -- waybills: the envelope's SeenWaybills --------------------------------------------------------------------
+
+    def check(self, waybill_id: str, /) -> None:
+        """Raise WaybillReplayed when an organ under this waybill was opened here before."""
+        with self._store.transaction() as database:
+            seen = database.execute("SELECT 1 FROM waybills WHERE id = ?", (waybill_id,)).fetchone()
+        if seen:
+            raise WaybillReplayed.seen(waybill_id)
+
+    def record(self, waybill_id: str, expires: datetime, /) -> None:
+        """Remember a waybill until it expires, and forget those that have expired: nobody can open them any more."""
+        with self._store.transaction() as database:
+            _record(database, waybill_id, expires)
+
+    # -- runs and tasks -------------------------------------------------------------------------------------------
+
+    def answer_to(self, task: Task, *, sha256: str) -> Mapping[str, Any] | None:
+        """The stored answer when this very task was answered before, else None.
+
+        Raises:
+            TaskChanged: the id is known with other content.
+        """
+        with self._store.transaction() as database:
+            row = database.execute("SELECT sha256, answer FROM tasks WHERE id = ?", (task.id,)).fetchone()
+        if row is None:
+            return None
+        if row["sha256"] != sha256:
+            raise TaskChanged(
+                where="task, field id",
+                expected="a new id for a new task",
+                got="a known one",
+                hint="tell the coordinator",
+            )
+        return None if row["answer"] is None else json.loads(row["answer"])
+
+    def start(self, task: Task, *, sha256: str, now: datetime, max_private_runs: int | None) -> None:
+        """Reserve this round of this run, on disk, before any work: a crash can only make the site more careful.
+
+        Raises:
+            RunChanged, RunEnded: not what the run's first task announced. RoundTaken: this round was given away.
+            RunsSpent: a new private run, and the policy's `max_runs` are used up.
+        """
+        terms = json.dumps(task.terms(), sort_keys=True)
+        with self._store.transaction() as database:
+            run = database.execute("SELECT * FROM runs WHERE run = ?", (task.run,)).fetchone()
+            if run is None:
+                _check_runs_left(database, task, max_private_runs)
+                database.execute(
+                    "INSERT INTO runs VALUES (?, ?, ?, ?, NULL, NULL)",
+                    (task.run, terms, int(task.privacy is not None), _text(now)),
+                )
+            else:
+                _check_same_run(run, terms)
+            _reserve_round(database, task, sha256)
+
+    def finish(self, task: Task, *, answer: Mapping[str, Any], result: Mapping[str, Any], now: datetime) -> None:
+        """Store the answer (to send it again when asked again) and the site's own notes on the work."""
+        with self._store.transaction() as database:
+            updated = database.execute(
+                "UPDATE tasks SET answer = ?, result = ?, answered = ? WHERE id = ?",
+                (json.dumps(answer), json.dumps(result), _text(now), task.id),
+            )
+            if updated.rowcount != 1:
+                raise _taken(task)
+            if task.kind == "receive":
+                database.execute("UPDATE runs SET ended = ? WHERE run = ?", (_text(now), task.run))
+
+    def results(self, run: str) -> list[dict[str, Any]]:
+        """The site's notes on each answered task of a run, in order. They hold losses: for the site's own eyes."""
+        with self._store.transaction() as database:
+            rows = database.execute(
+                "SELECT kind, round, result FROM tasks WHERE run = ? AND result IS NOT NULL ORDER BY rowid", (run,)
+            )
+            return [{"kind": row["kind"], "round": row["round"], **json.loads(row["result"])} for row in rows]
+
+    def plan(self, run: str) -> dict[str, Any] | None:
+        """The privacy plan that was fixed for a run."""
+        with self._store.transaction() as database:
+            row = database.execute("SELECT plan FROM runs WHERE run = ?", (run,)).fetchone()
+        return None if row is None or row["plan"] is None else dict(json.loads(row["plan"]))
+
+    def fix_plan(self, run: str, plan: Mapping[str, Any]) -> None:
+        """Fix a run's privacy plan, once."""
+        with self._store.transaction() as database:
+            database.execute("UPDATE runs SET plan = ? WHERE run = ? AND plan IS NULL", (json.dumps(plan), run))
+
+    def open_runs(self) -> list[str]:
+        """Runs that have begun here and not ended."""
+        with self._store.transaction() as database:
+            return [row["run"] for row in database.execute("SELECT run FROM runs WHERE ended IS NULL ORDER BY started")]
+
+    # -- organs ---------------------------------------------------------------------------------------------------
+
+    def keep(self, organ: KeptOrgan, *, waybill: tuple[str, datetime] | None = None) -> None:
+        """Remember an organ by the digest of its sealed file, and in the same moment the waybill it came under."""
+        row = (organ.sealed_sha256, organ.run, organ.round, organ.sender, organ.file, organ.organ_sha256, organ.seconds)
+        with self._store.transaction() as database:
+            database.execute(
+                "DELETE FROM organs WHERE run = ? AND round = ? AND sender = ?", (organ.run, organ.round, organ.sender)
+            )
+            database.execute("INSERT OR REPLACE INTO organs VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            if waybill is not None:
+                _record(database, *waybill)
+
+    def kept(self, sealed_sha256: str) -> KeptOrgan | None:
+        """The organ that came in this sealed file, if this site has it."""
+        with self._store.transaction() as database:
+            row = database.execute("SELECT * FROM organs WHERE sealed_sha256 = ?", (sealed_sha256,)).fetchone()
+        return None if row is None else KeptOrgan(**dict(row))
+
+    def organs(self, run: str) -> list[KeptOrgan]:
+        """Every organ of a run that this site made or opened, in order."""
+        with self._store.transaction() as database:
+            return [
+                KeptOrgan(**dict(row))
+                for row in database.execute("SELECT * FROM organs WHERE run = ? ORDER BY rowid", (run,))
+            ]
+
+
+def _record(database: sqlite3.Connection, waybill_id: str, expires: datetime) -> None:
+    database.execute("DELETE FROM waybills WHERE expires < ?", (_text(datetime.now(UTC) - REMEMBERED_LONGER),))
+    database.execute("INSERT OR IGNORE INTO waybills VALUES (?, ?)", (waybill_id, _text(expires)))
+
+
+def _check_runs_left(database: sqlite3.Connection, task: Task, max_private_runs: int | None) -> None:
+    if task.privacy is None or max_private_runs is None:
+        return
+    spent = database.execute("SELECT count(*) FROM runs WHERE private = 1").fetchone()[0]
+    if spent >= max_private_runs:
+        raise RunsSpent(
+            where="task, field run",
+            expected=f"at most {max_private_runs} private runs on these records",
+            got="one more",
+            hint="nothing was spent; whoever signs site.toml decides about max_runs",
+        )
+
+
+def _check_same_run(run: sqlite3.Row, terms: str) -> None:
+    if run["ended"] is not None:
+        raise RunEnded(
+            where="task, field run", expected="a run that goes on", got="one that ended here", hint="start a new run"
+        )
+    if run["terms"] != terms:
+        old, new = json.loads(run["terms"]), json.loads(terms)
+        changed = ", ".join(sorted(key for key in new if new[key] != old.get(key)))
+        raise RunChanged(
+            where="task",
+            expected="what the run's first task announced",
+            got=f"another {changed}",
+            hint="start a new run for a new plan",
+        )
+
+
+def _reserve_round(database: sqlite3.Connection, task: Task, sha256: str) -> None:
+    step = (task.run, task.kind, task.round)
+    taken = database.execute("SELECT id, answer FROM tasks WHERE run = ? AND kind = ? AND round = ?", step).fetchone()
+    if taken is not None and taken["id"] != task.id:
+        if taken["answer"] is not None:
+            raise _taken(task)
+        database.execute(
+            "DELETE FROM tasks WHERE id = ?", (taken["id"],)
+        )  # nothing left under that id, and nothing will
+    database.execute(
+        "INSERT OR IGNORE INTO tasks (id, sha256, run, kind, round) VALUES (?, ?, ?, ?, ?)", (task.id, sha256, *step)
+    )
+
+
+def _taken(task: Task) -> RoundTaken:
+    return RoundTaken(
+        where="task, field round",
+        expected="one task for each round of a run",
+        got=f"another one for round {task.round}",
+        hint="nothing was sent; each answer spends privacy once",
+    )
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,140 @@
+"""A site's work on one task, as decisions: is it signed, may I, did I before, what came with it, train, seal, answer.
+
+The order is the promise: signature, then policy, then the site's own memory, and only then any work. What leaves is in
+`Answer` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from not_fed.envelope.task import Greeting, Task, sign_greeting, verify_task
+from not_fed.errors import InputError
+from not_fed.home import Home
+from not_fed.progress import Progress, silent
+from not_fed.site.parcels import Parcel, check_parcels
+from not_fed.site.policy import load_policy, permit
+from not_fed.site.state import SiteState
+
+
+class AnswerGone(InputError):
+    """The stored answer to this task is gone: its run has ended here."""
+
+    code = "answer-gone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """All that leaves the site.
+
+    Attributes:
+        sealed, label: this round's organ as ciphertext, and its label; None when only receiving.
+        received: how many organs of others were taken in.
+        left_out: digest and error code of each that could not be.
+    """
+
+    sealed: Path | None
+    label: bytes | None
+    received: int
+    left_out: tuple[str, ...]
+
+
+def greet(nonce: str, *, home: Path, now: datetime) -> bytes:
+    """Say who this site is, signed for its own coordinator and this nonce only."""
+    policy = load_policy(home)
+    greeting = Greeting(
+        v=1, federation=policy.federation, site=policy.name, coordinator=policy.coordinator, nonce=nonce, issued=now
+    )
+    return sign_greeting(greeting, signer=Home(home).signer())
+
+
+def answer_task(
+    line: bytes, *, parcels: Sequence[Parcel], home: Path, now: datetime, progress: Progress = silent
+) -> Answer:
+    """Do what a signed task asks, as far as this site's policy allows.
+
+    Args:
+        line: the task as it came. The same task again gets the same answer again, without work.
+        parcels: the sealed organs that came with it.
+    Raises:
+        NotFedError: refused or failed; only its code may leave the site.
+    Proved by: tests/journeys/test_federation_bank.py::test_a_refused_task_does_no_work
+    """
+    policy, place = load_policy(home), Home(home)
+    roster = place.roster(now)
+    task = verify_task(line, roster=roster, now=now)
+    permit(task, policy=policy)
+    state, digest = SiteState(home), hashlib.sha256(line).hexdigest()
+    with state.session():
+        stored = state.answer_to(task, sha256=digest)
+        if stored is not None:
+            return _from_stored(stored, home)
+        check_parcels(task, parcels, me=policy.name, state=state)
+        state.start(task, sha256=digest, now=now, max_private_runs=policy.privacy.max_runs if policy.privacy else None)
+        answer, notes = _do(
+            task, parcels, policy=policy, place=place, roster=roster, state=state, now=now, progress=progress
+        )
+        state.finish(task, answer=_to_stored(answer, home), result=notes, now=now)
+    if task.kind == "receive":
+        _clean_up(home)
+    return answer
+
+
+def _do(task: Task, parcels: Sequence[Parcel], **known: Any) -> tuple[Answer, dict[str, Any]]:  # noqa: ANN401
+    # torch and the model are behind these; refusing needs none of them
+    from not_fed.site.arrivals import gather
+    from not_fed.site.job import Job
+    from not_fed.site.making import make_organ
+
+    job = Job(
+        task=task,
+        policy=known["policy"],
+        home=known["place"],
+        roster=known["roster"],
+        state=known["state"],
+        now=known["now"],
+        progress=known["progress"],
+    )
+    start, sealed = gather(job, parcels), None
+    notes: dict[str, Any] = {"aggregate": start.name if start else None}
+    if task.kind == "train":
+        sealed, made = make_organ(job, start=start)
+        notes |= made
+    notes |= {"opened": job.opened, "left_out": job.left_out}
+    return Answer(
+        sealed=sealed.path if sealed else None,
+        label=sealed.label if sealed else None,
+        received=len(job.opened),
+        left_out=tuple(job.left_out),
+    ), notes
+
+
+def _to_stored(answer: Answer, home: Path) -> dict[str, Any]:
+    sealed = None if answer.sealed is None else str(answer.sealed.relative_to(home))
+    label = None if answer.label is None else answer.label.decode("ascii")
+    return {"sealed": sealed, "label": label, "received": answer.received, "left_out": list(answer.left_out)}
+
+
+def _from_stored(stored: Mapping[str, Any], home: Path) -> Answer:
+    sealed = None if stored["sealed"] is None else home / str(stored["sealed"])
+    if sealed is not None and not sealed.is_file():
+        raise AnswerGone(
+            where="task, field id",
+            expected="a task of a run that goes on",
+            got="one whose answer was deleted at the run's end",
+            hint="start a new run",
+        )
+    label = None if stored["label"] is None else str(stored["label"]).encode("ascii")
+    return Answer(sealed=sealed, label=label, received=stored["received"], left_out=tuple(stored["left_out"]))
+
+
+def _clean_up(home: Path) -> None:
+    """The run has ended: neither its cache nor its outgoing files stay."""
+    for name in ("cache", "outbox", "inbox"):
+        shutil.rmtree(home / name, ignore_errors=True)

@@ -1,0 +1,57 @@
+"""One private SQLite file: written ahead, durable at each commit, of mode 0600 from its first byte."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+BUSY_TIMEOUT_S = 30.0
+
+
+class Store:
+    """A file with a schema. Each transaction is one connection, unless a session keeps one open."""
+
+    def __init__(self, path: Path, *, schema: str) -> None:
+        self._path, self._schema = path, schema
+        self._open: sqlite3.Connection | None = None
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Keep one connection for all transactions in the block: closing the last one costs a checkpoint."""
+        with closing(self._connect()) as database:
+            self._open = database
+            try:
+                yield
+            finally:
+                self._open = None
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of the block, or nothing of it."""
+        if self._open is not None:
+            yield from self._within(self._open)
+        else:
+            with closing(self._connect()) as database:
+                yield from self._within(database)
+
+    def _within(self, database: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            yield database
+            database.execute("COMMIT")
+        except BaseException:
+            database.execute("ROLLBACK")
+            raise
+
+    def _connect(self) -> sqlite3.Connection:
+        if not self._path.exists():
+            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        database = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        database.row_factory = sqlite3.Row
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            database.execute(f"PRAGMA {pragma}")
+        database.executescript(self._schema)
+        return database

@@ -1,0 +1,132 @@
+"""A curious server in mode bank. Powers: keeps every byte it receives and stores. Lacks: any key of a site."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from not_fed.envelope.open import open_organ
+from not_fed.errors import NotFedError
+from not_fed.home import Home
+from not_fed.organ.anatomy import Span
+from not_fed.organ.data import read_records
+from not_fed.simulation import PlaintextCheck, Recorder, SimulationResult, check_server, run, search_plaintext
+from not_fed.simulation.server_check import base_tensors, site_secrets
+from tests.support.federation import SITES, tiny_prepared
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A finished run, and all that the server received in it."""
+
+    result: SimulationResult
+    received: Path
+
+    def check(self, *extra: Path) -> PlaintextCheck:
+        """The search, over all of it and whatever was planted."""
+        prepared = self.result.prepared
+        return search_plaintext(
+            [prepared.coordinator, self.received, *extra],
+            texts=[text for home in prepared.sites.values() for text in read_records(home / "records.jsonl")],
+            organs=[path for rounds in self.result.own.values() for path in rounds.values()],
+            base=base_tensors(prepared.base, Span(*prepared.span)),
+            keys=[secret for home in prepared.sites.values() for secret in site_secrets(home)],
+        )
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    folder = tmp_path_factory.mktemp("curious")
+    recorder = Recorder(folder / "received")
+    return Seen(run(tiny_prepared(folder), tap=recorder), recorder.path)
+
+
+def test_the_server_holds_no_text_no_organ_and_no_key(seen: Seen) -> None:
+    check = check_server(seen.result, recorded=seen.received)
+    assert check.found == {}
+    assert check.clean
+    bank = sum(path.stat().st_size for path in (seen.result.prepared.coordinator / "bank").iterdir())
+    assert check.bytes_searched > 2 * bank > 500_000  # what it stored and, once more, what it received
+    for kind in ("text, utf-8", "text, utf-16", "text, base64", "organ, float32", "organ, bfloat16", "organ, float16"):
+        assert check.patterns[kind] > 100, kind
+    for kind in ("difference, float32", "difference, bfloat16", "difference, float16", "key, raw", "key, hex"):
+        assert check.patterns[kind] > 10, kind
+
+
+def plants() -> Iterator[tuple[str, Callable[[SimulationResult], bytes]]]:
+    """What a careless or dishonest site might send, each in whole, as it would really look."""
+
+    def record(result: SimulationResult) -> str:
+        return read_records(result.prepared.sites["ward"] / "records.jsonl")[3]
+
+    def tensor(result: SimulationResult) -> torch.Tensor:
+        return load_file(result.own["ward"][2])["layers.1.mlp.down_proj.weight"]
+
+    def difference(result: SimulationResult) -> torch.Tensor:
+        base = base_tensors(result.prepared.base, Span(*result.prepared.span))["layers.1.mlp.down_proj.weight"]
+        return tensor(result) - torch.from_numpy(base).reshape(tensor(result).shape)
+
+    def secret(result: SimulationResult, number: int) -> bytes:
+        return list(site_secrets(result.prepared.sites["ward"]))[number]
+
+    yield "text", lambda r: record(r).encode()
+    yield "text in UTF-16", lambda r: record(r).encode("utf-16")
+    yield "text in JSON", lambda r: json.dumps({"loss": 1.0, "text": record(r)}).encode()
+    for shift in range(3):
+        yield f"text in base64, shift {shift}", lambda r, n=shift: base64.b64encode(b"x" * n + record(r).encode())
+    yield "text in hex", lambda r: record(r).encode().hex().encode()
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        yield f"organ, {dtype}", lambda r, d=dtype: raw(tensor(r).to(d))
+        yield f"difference, {dtype}", lambda r, d=dtype: raw(difference(r).to(d))
+    yield "organ in base64", lambda r: base64.b64encode(raw(tensor(r)))
+    yield "whole organ file", lambda r: r.own["ward"][2].read_bytes()
+    yield "pass phrase", lambda r: secret(r, 0)
+    yield "age identity", lambda r: b"# my key\n" + secret(r, 1)
+    yield "raw sealing seed", lambda r: secret(r, 2)
+    yield "PEM of Ed25519", lambda r: b"-----BEGIN PRIVATE KEY-----\n" + secret(r, 3)
+    yield "raw Ed25519 seed", lambda r: secret(r, 4)
+    yield "raw ML-DSA seed", lambda r: secret(r, 6)
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+PLANTS = dict(plants())
+
+
+@pytest.mark.parametrize("what", PLANTS)
+def test_the_same_search_finds_what_is_planted(seen: Seen, tmp_path: Path, what: str) -> None:
+    planted = tmp_path / "planted"
+    soil = np.random.default_rng(0).bytes(4099)
+    planted.write_bytes(soil + PLANTS[what](seen.result) + soil)
+    found = seen.check(planted).found
+    assert found
+    assert all(place.startswith("planted, ") for places in found.values() for place in places)
+
+
+def test_a_server_with_a_sites_key_would_see_organs(seen: Seen, tmp_path: Path) -> None:
+    """Control: what the server relays is the organs, and only the keys stand between."""
+    result = seen.result
+    now = datetime.now(UTC)
+    home = Home(result.prepared.sites["clinic"])
+    opened = 0
+    for sealed in sorted((result.prepared.coordinator / "bank").glob("*.sealed")):
+        out = tmp_path / f"{sealed.stem[:8]}.organ"
+        try:
+            open_organ(sealed, opener=home.opener(), roster=home.roster(now), out=out, now=now)
+        except NotFedError as error:  # its own organ is not sealed to itself
+            assert error.code == "not-for-this-key"
+            continue
+        opened += 1
+        assert seen.check(out).found
+    assert opened == 2 * (len(SITES) - 1)

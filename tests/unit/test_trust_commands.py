@@ -1,0 +1,167 @@
+"""keys, roster, seal, verify, open as a person or a script runs them: exit codes, JSON fields, nothing secret shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from not_fed import keys
+from not_fed.keys import Secret
+from tests.support.trust import DP, organ_bytes
+
+PASSPHRASE = "correct horse"
+MAIN = "from not_fed.cli.main import main; main()"
+PW = ("--passphrase-file", "pw")
+
+
+def run(folder: Path, *words: str, stdin: str = "", fds: tuple[int, ...] = ()) -> tuple[int, Any, str]:
+    """The command with `--json`: exit code, the object it printed, and what it said."""
+    done = subprocess.run([sys.executable, "-c", MAIN, *words, "--json"], cwd=folder, input=stdin, text=True,
+                          capture_output=True, pass_fds=fds)  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert PASSPHRASE not in done.stdout + done.stderr
+    return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clinic that is steward too, a hub, a roster, an organ, sealed."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "pw").write_text(PASSPHRASE + "\n")
+    (folder / "pw").chmod(0o600)
+    for name in ("clinic", "hub"):
+        keys.create_keys(
+            folder / name, name=name, passphrase=Secret(PASSPHRASE.encode()), work_factor=2, steward=name == "clinic"
+        )
+    (folder / "knee.organ").write_bytes(organ_bytes(dp=DP))
+    code, made, _ = run(folder, "roster", "create", "R", "--federation", "demo", "--steward", "clinic", *PW,
+                        "--member", "clinic/identity.json:author,receiver", "--member", "hub:receiver")  # fmt: skip
+    assert code == 0
+    code, _, _ = run(folder, "roster", "pin", "R", "--root-sha256", made["root_sha256"], "--out", "R2")
+    assert code == 0
+    code, sealed, _ = run(folder, "seal", "knee.organ", "--to", "hub", "--identity", "clinic", "--roster", "R",
+                          *PW, "--out", "knee.sealed")  # fmt: skip
+    assert (code, sealed["schema"], sealed["recipients"]) == (0, "not-fed/sealed/1", ["hub"])
+    return folder
+
+
+def test_verify_has_the_documented_fields(world: Path) -> None:
+    fields = ["schema", "trusted", "sender", "author", "recipients", "federation", "round", "organ_sha256",
+              "base_sha256", "span", "epsilon", "delta", "unit", "recalled"]  # fmt: skip
+    code, outside, _ = run(world, "verify", "knee.sealed", "--roster", "R2")
+    assert (code, list(outside)) == (0, fields)
+    assert (outside["sender"], outside["author"], outside["epsilon"], outside["recalled"]) == (
+        "clinic",
+        None,
+        None,
+        None,
+    )
+    code, inside, _ = run(
+        world, "verify", "knee.sealed", "--roster", "R2", "--identity", "hub", "--passphrase-file", "pw"
+    )
+    assert (code, list(inside)) == (0, fields)
+    assert (inside["author"], inside["span"], inside["epsilon"], inside["recalled"]) == ("clinic", [2, 4], 3.1, False)
+
+
+def test_open_writes_the_organ_and_says_whose(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "got.organ"
+    words = ("open", "knee.sealed", "--identity", "hub", "--roster", "R2", *PW, "--out", str(out))
+    code, opened, _ = run(world, *words)
+    assert (code, opened["schema"], opened["sender"], opened["author"]) == (0, "not-fed/opened/1", "clinic", "clinic")
+    assert out.read_bytes() == (world / "knee.organ").read_bytes()
+    code, _, said = run(world, *words)
+    assert (code, json.loads(said)["code"]) == (4, "output-exists")
+
+
+REFUSALS = {
+    "open knee.sealed --identity clinic --roster R2": (6, "not-for-this-key"),
+    "open knee.sealed --identity hub --roster R2 --round 4": (6, "other-round"),
+    "open knee.sealed --identity hub --roster R2 --base-sha256 00": (5, "other-base"),
+    "open missing --identity hub --roster R2": (4, "not-a-file"),
+    "open knee.sealed --identity hub --roster nowhere": (6, "roster-not-pinned"),
+    "seal knee.organ --to nobody --identity clinic --roster R": (6, "member-unknown"),
+    "seal knee.organ --to clinic --identity clinic --roster R": (4, "bad-recipients"),
+    "seal knee.organ --to hub --to hub --identity clinic --roster R": (4, "bad-recipients"),
+    "seal pw --to hub --identity clinic --roster R": (4, "tensor-header"),
+}
+
+
+@pytest.mark.parametrize("words", REFUSALS)
+def test_each_refusal_has_its_exit_code(world: Path, words: str) -> None:
+    got, _, said = run(world, *words.split(), *PW, "--out", "x")
+    assert (got, json.loads(said)["code"]) == REFUSALS[words]
+    assert not (world / "x").exists()
+
+
+def test_only_a_steward_changes_a_roster(world: Path) -> None:
+    got, _, said = run(world, "roster", "renew", "R", "--steward", "hub", *PW)
+    assert (got, json.loads(said)["code"]) == (4, "not-a-file")
+
+
+def test_a_passphrase_comes_from_a_private_file_or_a_descriptor_and_nowhere_else(world: Path, tmp_path: Path) -> None:
+    verify = ("verify", "knee.sealed", "--roster", "R2", "--identity", "hub")
+    read, write = os.pipe()
+    os.write(write, PASSPHRASE.encode() + b"\n")
+    os.close(write)
+    assert run(world, *verify, "--passphrase-fd", str(read), fds=(read,))[0] == 0
+    os.close(read)
+    (tmp_path / "pw").write_text(PASSPHRASE)
+    (tmp_path / "pw").chmod(0o644)
+    code, _, said = run(world, *verify, "--passphrase-file", str(tmp_path / "pw"))
+    assert (code, json.loads(said)["code"]) == (6, "passphrase-exposed")
+    assert run(world, *verify, stdin=PASSPHRASE + "\n")[0] == 2  # no terminal: not from standard input
+    assert run(world, *verify, "--passphrase-fd", "77")[0] == 2
+    (tmp_path / "wrong").write_text("something else")
+    (tmp_path / "wrong").chmod(0o600)
+    code, _, said = run(world, *verify, "--passphrase-file", str(tmp_path / "wrong"))
+    assert (code, json.loads(said)["code"]) == (6, "passphrase-refused")
+
+
+def test_revoking_asks_first_and_no_terminal_means_no(world: Path) -> None:
+    words = ("roster", "revoke", "R", "clinic", "--steward", "clinic", *PW)
+    assert run(world, *words)[0] != 0
+    assert run(world, "roster", "check", "R")[1]["version"] == 1
+
+
+def test_an_organ_of_another_author_keeps_its_passport(world: Path, tmp_path: Path) -> None:
+    """The hub opened the clinic's organ; sealing it again uses the clinic's passport, which does not allow that."""
+    out = tmp_path / "got.organ"
+    run(
+        world,
+        "open",
+        "knee.sealed",
+        "--identity",
+        "hub",
+        "--roster",
+        "R2",
+        "--passphrase-file",
+        "pw",
+        "--out",
+        str(out),
+    )
+    code, _, said = run(world, "seal", str(out), "--to", "clinic", "--identity", "hub", "--roster", "R2", *PW,
+                        "--out", str(tmp_path / "x"))  # fmt: skip
+    assert (code, json.loads(said)["code"]) == (6, "cannot-dispatch")
+
+
+def test_showing_keys_checks_them(world: Path, tmp_path: Path) -> None:
+    code, shown, _ = run(world, "keys", "show", "hub")
+    assert (code, shown["schema"], shown["name"]) == (0, "not-fed/keys/1", "hub")
+    identity = (world / "hub" / "identity.json").read_bytes()
+    (tmp_path / "identity.json").write_bytes(
+        identity.replace(b'"sig":"A', b'"sig":"B').replace(b'"sig":"', b'"sig":"A', 1)
+    )
+    assert run(world, "keys", "show", str(tmp_path / "identity.json"))[0] == 6
+
+
+def test_help_loads_nothing_heavy(world: Path) -> None:
+    heavy = "pydantic", "cryptography", "tuf", "numpy", "torch"
+    code = f"import sys; import not_fed.cli.main; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
