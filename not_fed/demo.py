@@ -24,7 +24,8 @@ from not_fed import __version__, files
 from not_fed.age import decrypt_with_passphrase
 from not_fed.coordinator.bank import Bank
 from not_fed.coordinator.state import CoordinatorState
-from not_fed.envelope import open_organ, passport_path, read_passport
+from not_fed.envelope import open_organ, passport_path
+from not_fed.envelope.passport import parse_passport
 from not_fed.errors import NotFedError
 from not_fed.home import Home
 from not_fed.organ.data import read_records
@@ -34,7 +35,7 @@ from not_fed.organ.organ import read_organ
 from not_fed.organ.transplant import apply_transplant, plan_transplant
 from not_fed.progress import Progress, silent
 from not_fed.report import write_report
-from not_fed.resources.hpo import SPECIALITIES
+from not_fed.resources.hpo import SPECIALITIES, hospital_texts
 from not_fed.simulation import (
     FederationFile,
     PlaintextCheck,
@@ -47,6 +48,7 @@ from not_fed.simulation import (
     summarise,
 )
 from not_fed.simulation.bundle import hospitals_folder
+from not_fed.simulation.federation import HPO
 from not_fed.simulation.plaintext import read_float32
 from not_fed.site.state import SiteState
 
@@ -261,7 +263,16 @@ def _details(
         "refused": refused,
         "timeline": [{"label": label, "seconds": round(seconds, 1)} for label, seconds in watch.laps.items()],
         "command": command,
+        "sources": _sources(federation),
     }
+
+
+def _sources(federation: FederationFile) -> list[str]:
+    """Whom to acknowledge for the text."""
+    if not any(site.data.startswith(HPO) for site in federation.sites):
+        return []
+    texts = hospital_texts(records_per_site=federation.data.records_per_site, held_out=federation.data.held_out)
+    return sorted({text.source for text in texts.values()})
 
 
 def _run_details(result: SimulationResult, *, federation: FederationFile, epsilon: float | None) -> dict[str, Any]:
@@ -273,7 +284,7 @@ def _run_details(result: SimulationResult, *, federation: FederationFile, epsilo
     passports = []
     for site, rounds in result.own.items():
         for number, organ in rounds.items():
-            passport = read_passport(passport_path(organ).read_bytes().strip())
+            passport = parse_passport(passport_path(organ).read_bytes().strip())[1]
             digest = passport.organ_sha256
             passports.append(
                 {

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from not_fed import files
 from not_fed.errors import InputError
@@ -15,7 +15,7 @@ MAX_SETTINGS_BYTES = 1 << 20
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # as keys.identity.NAME
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-SpanPair = Annotated[tuple[int, int], Field(strict=False)]
+Pair = Annotated[tuple[int, int], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 
 
 class BadSettings(InputError):

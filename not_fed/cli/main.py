@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -43,8 +44,10 @@ def options(
 def main() -> None:
     """Run the command; every outcome has its documented exit code."""
     as_json = "--json" in sys.argv[1:]
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: beside another program, spinning threads stall both
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except NotFedError as error:
         report_error(error, as_json=as_json)
         sys.exit(error.exit_code)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from not_fed import settings
 from not_fed.envelope.task import ProposedPrivacy, Training
-from not_fed.settings import Name, Settings, Sha256
+from not_fed.settings import Name, Pair, Settings, Sha256
 
 PLAN_FILE = "federation.toml"
-
-Pair = Annotated[tuple[int, int], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 
 
 class FederationPlan(Settings):

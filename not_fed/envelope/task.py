@@ -107,6 +107,8 @@ class Task(Statement):
             "a receiving task for the last round only": self.kind == "train" or self.round == self.rounds,
             "parcels exactly where there is a round before": bool(self.parcels)
             == (self.kind == "receive" or self.round > 1),
+            "recipients as the mode has them": sorted(self.recipients)
+            == (sorted(self.sites) if self.mode == "bank" else [self.coordinator]),
             "each sealed organ once": len({ref.sealed_sha256 for ref in self.parcels}) == len(self.parcels),
             "one organ of each sender": len({ref.sender for ref in self.parcels}) == len(self.parcels),
             "an end after its beginning, in at most 30 days": timedelta(0) < self.expires - self.issued <= MAX_VALIDITY,

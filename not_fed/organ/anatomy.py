@@ -44,6 +44,7 @@ class Family:
     Attributes:
         layers: path of the list of layers inside the causal language model, e.g. `model.layers`.
         facts: blood type field -> key of config.json; a tuple means the first key that is present.
+        rotary: positions are angles, whose base two models must share.
         packs: the family's forward keeps packed records apart by their positions (it hands them to its mask).
         ignored: tensors that old checkpoints carry and the model does not load (masks kept as buffers).
     """
@@ -51,6 +52,7 @@ class Family:
     layers: str
     facts: Mapping[str, tuple[str, ...]]
     packs: bool = True
+    rotary: bool = True
     ignored: re.Pattern[str] | None = None
 
     @property
@@ -71,7 +73,6 @@ _LLAMA_FACTS = {
     "intermediate_size": ("intermediate_size",),
     "activation": ("hidden_act",),
     "norm_eps": ("rms_norm_eps",),
-    "rope": ("rope_parameters", "rope_theta"),
     "attention_bias": ("attention_bias",),
     "sliding_window": ("sliding_window",),
 }
@@ -83,6 +84,7 @@ _GPT_OSS = Family(
 )
 _GPT2 = Family(
     layers="transformer.h",
+    rotary=False,
     facts={
         "hidden_size": ("n_embd",),
         "attention_heads": ("n_head",),
@@ -127,9 +129,22 @@ def blood_type(config: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"family": config["model_type"]}
     for field, keys in family.facts.items():
         facts[field] = next((config[key] for key in keys if config.get(key) is not None), None)
+    if family.rotary:
+        facts["rope"] = _rope(config)
     if facts.get("head_dim") is None and "head_dim" in family.facts:
         facts["head_dim"] = int(facts["hidden_size"]) // int(facts["attention_heads"])
     return facts
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary settings in one spelling: older config.json say `rope_theta` and `rope_scaling` beside each other."""
+    stated = config.get("rope_parameters") or {
+        "rope_theta": config.get("rope_theta", 10_000.0),
+        **(config.get("rope_scaling") or {}),
+    }
+    rope = {key: value for key, value in stated.items() if key != "type" and value is not None}
+    kind = stated.get("rope_type") or stated.get("type") or "default"
+    return rope | {"rope_theta": float(rope.get("rope_theta", 10_000.0)), "rope_type": kind}
 
 
 def check_blood_type(organ: Mapping[str, Any], base: Mapping[str, Any], *, where: str) -> None:

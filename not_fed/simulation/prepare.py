@@ -186,6 +186,7 @@ def _policy(federation: FederationFile, run: RunTable, site: SiteTable, base: Ba
         "modes": [federation.mode_of(run)],
         "max_rounds": federation.rounds_of(run),
         "max_epochs": float(training.epochs),
+        "partners": [other.name for other in federation.sites if other.name != site.name],
         "metrics_that_may_leave": [],
     }
     if run.epsilon is not None and constants is not None:

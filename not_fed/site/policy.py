@@ -7,18 +7,16 @@ policy allows it is refused with a code that names the matter and nothing else.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from not_fed import settings
 from not_fed.envelope.task import Task
 from not_fed.errors import BudgetError
-from not_fed.settings import Name, Settings, Sha256
+from not_fed.settings import Name, Pair, Settings, Sha256
 
 POLICY_FILE = "site.toml"
-
-Pair = Annotated[tuple[int, int], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 
 
 class NotAllowed(BudgetError):
@@ -43,6 +41,12 @@ class NotInvited(NotAllowed):
     """The task does not name this site."""
 
     code = "policy-not-invited"
+
+
+class PartnerNotAllowed(NotAllowed):
+    """The task names a site that this site does not share organs with."""
+
+    code = "policy-partner"
 
 
 class BaseNotAllowed(NotAllowed):
@@ -117,6 +121,7 @@ class SitePolicy(Settings):
     Attributes:
         data: the records, inside the home or elsewhere; relative to the home.
         base: a model folder (relative to the home) or a name that not-fed knows.
+        partners: the sites that this one shares organs with; without it, whoever the stewards put on the roster.
         metrics_that_may_leave: numbers that may be written into the passport; empty means none.
     """
 
@@ -131,6 +136,7 @@ class SitePolicy(Settings):
     modes: list[Literal["bank", "trusted"]] = Field(min_length=1)
     max_rounds: int = Field(ge=1, le=10_000)
     max_epochs: float = Field(gt=0)
+    partners: list[Name] | None = None
     metrics_that_may_leave: list[Literal["loss_first", "loss_last", "records", "steps", "tokens"]] = Field(default=[])
     cache_prefix: bool = True
     privacy: PrivacyPolicy | None = None
@@ -170,6 +176,8 @@ Rule = tuple[type[NotAllowed], bool, str, str]
 
 
 def _identity(task: Task, policy: SitePolicy) -> list[Rule]:
+    partners = task.sites if policy.partners is None else (policy.name, *policy.partners)
+    strangers = [site for site in task.sites if site not in partners]
     return [
         (
             CoordinatorNotAllowed,
@@ -184,6 +192,7 @@ def _identity(task: Task, policy: SitePolicy) -> list[Rule]:
             task.federation,
         ),
         (NotInvited, policy.name in task.sites, f"{policy.name} among the sites", ", ".join(task.sites)),
+        (PartnerNotAllowed, not strangers, "partners of this site only", ", ".join(strangers)),
     ]
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,32 +63,49 @@ def test_the_server_holds_no_text_no_organ_and_no_key(seen: Seen) -> None:
         assert check.patterns[kind] > 10, kind
 
 
-def plants() -> Iterator[tuple[str, Callable[[SimulationResult], bytes]]]:
+def record(result: SimulationResult) -> bytes:
+    """One of a site's records."""
+    return read_records(result.prepared.sites["ward"] / "records.jsonl")[3].encode()
+
+
+def tensor(result: SimulationResult) -> torch.Tensor:
+    """One tensor of a site's organ."""
+    found: torch.Tensor = load_file(result.own["ward"][2])["layers.1.mlp.down_proj.weight"]
+    return found
+
+
+def difference(result: SimulationResult) -> torch.Tensor:
+    """What training changed in it: as good as a gradient."""
+    base = base_tensors(result.prepared.base, Span(*result.prepared.span))["layers.1.mlp.down_proj.weight"]
+    return tensor(result) - torch.from_numpy(base).reshape(tensor(result).shape)
+
+
+def secret(result: SimulationResult, number: int) -> bytes:
+    """One of a site's secrets, as `site_secrets` lists them."""
+    return list(site_secrets(result.prepared.sites["ward"]))[number]
+
+
+def raw(values: torch.Tensor, dtype: torch.dtype) -> bytes:
+    """Its bytes in a number format."""
+    return values.to(dtype).contiguous().view(torch.uint8).numpy().tobytes()
+
+
+Plant = Callable[[SimulationResult], bytes]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def plants() -> Iterator[tuple[str, Plant]]:
     """What a careless or dishonest site might send, each in whole, as it would really look."""
-
-    def record(result: SimulationResult) -> str:
-        return read_records(result.prepared.sites["ward"] / "records.jsonl")[3]
-
-    def tensor(result: SimulationResult) -> torch.Tensor:
-        return load_file(result.own["ward"][2])["layers.1.mlp.down_proj.weight"]
-
-    def difference(result: SimulationResult) -> torch.Tensor:
-        base = base_tensors(result.prepared.base, Span(*result.prepared.span))["layers.1.mlp.down_proj.weight"]
-        return tensor(result) - torch.from_numpy(base).reshape(tensor(result).shape)
-
-    def secret(result: SimulationResult, number: int) -> bytes:
-        return list(site_secrets(result.prepared.sites["ward"]))[number]
-
-    yield "text", lambda r: record(r).encode()
-    yield "text in UTF-16", lambda r: record(r).encode("utf-16")
-    yield "text in JSON", lambda r: json.dumps({"loss": 1.0, "text": record(r)}).encode()
+    yield "text", record
+    yield "text in UTF-16", lambda r: record(r).decode().encode("utf-16")
+    yield "text in JSON", lambda r: json.dumps({"loss": 1.0, "text": record(r).decode()}).encode()
     for shift in range(3):
-        yield f"text in base64, shift {shift}", lambda r, n=shift: base64.b64encode(b"x" * n + record(r).encode())
-    yield "text in hex", lambda r: record(r).encode().hex().encode()
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        yield f"organ, {dtype}", lambda r, d=dtype: raw(tensor(r).to(d))
-        yield f"difference, {dtype}", lambda r, d=dtype: raw(difference(r).to(d))
-    yield "organ in base64", lambda r: base64.b64encode(raw(tensor(r)))
+        yield f"text in base64, shift {shift}", partial(_in_base64, shift)
+    yield "text in hex", lambda r: record(r).hex().encode()
+    for dtype in DTYPES:
+        yield f"organ, {dtype}", partial(_numbers, tensor, dtype)
+        yield f"difference, {dtype}", partial(_numbers, difference, dtype)
+    yield "organ in base64", lambda r: base64.b64encode(raw(tensor(r), torch.float32))
     yield "whole organ file", lambda r: r.own["ward"][2].read_bytes()
     yield "pass phrase", lambda r: secret(r, 0)
     yield "age identity", lambda r: b"# my key\n" + secret(r, 1)
@@ -97,8 +115,12 @@ def plants() -> Iterator[tuple[str, Callable[[SimulationResult], bytes]]]:
     yield "raw ML-DSA seed", lambda r: secret(r, 6)
 
 
-def raw(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+def _in_base64(shift: int, result: SimulationResult) -> bytes:
+    return base64.b64encode(b"x" * shift + record(result))
+
+
+def _numbers(what: Callable[[SimulationResult], torch.Tensor], dtype: torch.dtype, result: SimulationResult) -> bytes:
+    return raw(what(result), dtype)
 
 
 PLANTS = dict(plants())

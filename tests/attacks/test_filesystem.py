@@ -230,3 +230,18 @@ def test_nobody_issues_a_passport_for_another(parcel: Parcel) -> None:
 def test_a_label_that_is_in_the_way_leaves_no_sealed_file(parcel: Parcel) -> None:
     label_path(parcel.folder / "again.sealed").write_bytes(b"mine")
     _assert_not_sealed(parcel, OutputExists)
+
+
+def test_an_output_that_appears_meanwhile_leaves_no_label(parcel: Parcel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody takes the name while the organ is being sealed: their file stays, and no label lies beside it."""
+    encrypt, out = module._encrypt, parcel.folder / "again.sealed"
+
+    def then(*arguments: object) -> str:
+        out.write_bytes(b"theirs")
+        return encrypt(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_encrypt", then)
+    with pytest.raises(OutputExists):
+        _seal(parcel)
+    assert out.read_bytes() == b"theirs"
+    assert not label_path(out).exists()

@@ -16,18 +16,22 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata
 
+from not_fed import canonical
 from not_fed.errors import TrustError
 from not_fed.files import NotAFile, OutputExists
 from not_fed.keys import Steward
+from not_fed.trust.members import member_entry, read_roster
 from not_fed.trust.roster import (
     MemberExists,
     MemberNotActive,
     NotASteward,
     RosterAltered,
     RosterExpired,
+    RosterMalformed,
     RosterNotPinned,
     RosterRollback,
     RosterUnsigned,
+    TrustedRoster,
     UnknownMember,
     WrongRole,
     add_member,
@@ -284,3 +288,32 @@ def test_a_revoked_member_can_come_back_with_new_keys_only_by_the_stewards(tmp_p
     assert roster.member("lab", now=LATER).signing == new.signer.public
     with pytest.raises(UnknownMember):
         revoke_member(tmp_path / "r", name="nobody", steward=federation.steward, now=LATER)
+
+
+def test_a_roster_that_stewards_signed_by_mistake_is_still_checked() -> None:
+    """One key under two names, an unknown role, a key that is none: signed by enough stewards, and refused."""
+    clinic, hub = (
+        member_entry(Site.make(name).public, roles=["author"], now=NOW, valid_for=days(1)).model_dump()
+        for name in ("clinic", "hub")
+    )
+    recalls = canonical.dumps({"format": "not-fed.recalls/1", "recalls": []})
+
+    def read(*members: object, **more: object) -> TrustedRoster:
+        value = {"format": "not-fed.roster/1", "federation": FEDERATION, "members": list(members)} | more
+        return read_roster(canonical.dumps(value), recalls, version=1, expires_at=NOW)
+
+    assert sorted(read(clinic, hub).members) == ["clinic", "hub"]  # control
+    mistakes: tuple[tuple[object, ...], ...] = (
+        (clinic, clinic), (clinic, hub | {"seal": clinic["seal"]}), (clinic, hub | {"ed25519": clinic["ed25519"]}),
+        (clinic, hub | {"name": "Clinic"}), (clinic | {"roles": ["boss"]},), (clinic | {"status": "perhaps"},),
+        (clinic | {"seal": "age1pq1"},), (clinic | {"ed25519": ""},), (clinic | {"not_after": "never"},),
+        (clinic | {"extra": 1},), (clinic | {"name": "../x"},), (None,), ([],),
+    )  # fmt: skip
+    for members in mistakes:
+        with pytest.raises(RosterMalformed):
+            read(*members)
+    for more in ({"format": "not-fed.roster/2"}, {"federation": ""}, {"members": None}, {"extra": 1}):
+        with pytest.raises(RosterMalformed):
+            read(clinic, **more)
+    with pytest.raises(RosterMalformed):
+        read_roster(b"{", recalls, version=1, expires_at=NOW)

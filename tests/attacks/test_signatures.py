@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,10 @@ def test_another_federation_is_refused_wherever_it_is_named(parcel: Parcel) -> N
     assert_refused(parcel, OtherFederation)
     forger.rewrite(passport=forger.passport_with(federation="highlands"))
     assert_refused(parcel, OtherFederation)
+    forger.rewrite(
+        passport=forger.passport_with(federation="highlands"), federation="highlands"
+    )  # whole and consistent
+    assert_refused(parcel, OtherFederation)
     forger.write()
     assert_refused(parcel, OtherFederation, expect=Expectation(federation="highlands"))
 
@@ -202,6 +207,19 @@ def test_a_waybill_cannot_be_replayed(parcel: Parcel) -> None:
     assert_refused(parcel, OtherRound, expect=Expectation(round_number=4), out=parcel.folder / "again.organ")
     opened = parcel.open(expect=Expectation(round_number=3), out=parcel.folder / "again.organ", seen=MemorySeen())
     assert opened.sender == "clinic"  # control: a memory that does not know it
+
+
+def test_a_known_waybill_is_refused_before_anything_is_written(parcel: Parcel) -> None:
+    """A site that keeps the memory itself, and records later: looking is enough to refuse."""
+
+    class Looking(MemorySeen):
+        def record(self, waybill_id: str, expires: datetime, /) -> None:
+            """The caller's business."""
+
+    seen = Looking()
+    assert parcel.open(seen=seen).sender == "clinic"
+    MemorySeen.record(seen, parcel.sealed.waybill_id, NOW)
+    assert_refused(parcel, WaybillReplayed, seen=seen, out=parcel.folder / "again.organ")
 
 
 def test_two_opens_at_once_write_one_organ(parcel: Parcel) -> None:

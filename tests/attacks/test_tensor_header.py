@@ -66,6 +66,7 @@ CASES: dict[str, bytes] = {
     "a duplicate field": raw(b'{"w":{"dtype":"F32","dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}'),
     "duplicate metadata": raw(b'{"__metadata__":{"a":"1","a":"2"},"w":' + json.dumps(GOOD).encode() + b"}"),
     "a zero dimension": one(shape=[0, 3], data_offsets=[0, 0]),
+    "an empty tensor": tensor_file({"w": GOOD, "v": GOOD | {"shape": [0], "data_offsets": [24, 24]}}, bytes(24)),
     "zero beside 2^63": one(shape=[0, 1 << 47], data_offsets=[0, 0]),
     "a negative dimension": one(shape=[-2, -3]),
     "a float dimension": one(shape=[2.0, 3]),

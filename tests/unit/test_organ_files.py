@@ -12,7 +12,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from not_fed.files import OutputExists
-from not_fed.organ.anatomy import BadSpan, BloodTypeDiffers, Span, SpanOutside, UnknownFamily
+from not_fed.organ.anatomy import BadSpan, BloodTypeDiffers, Span, SpanOutside, UnknownFamily, blood_type
 from not_fed.organ.checkpoint import Base, NotABase, digest_tensors, open_base
 from not_fed.organ.extract import extract
 from not_fed.organ.fit import OtherBase, check_fit
@@ -196,6 +196,14 @@ def test_an_unlisted_family_is_refused_not_guessed(base: Base) -> None:
     (base.folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnknownFamily, match="bert"):
         open_base(base.folder).blood_type  # noqa: B018
+
+
+def test_rotary_settings_are_one_fact_in_either_spelling(base: Base) -> None:
+    """config.json of older releases of transformers says `rope_theta`; a blood type must not depend on that."""
+    config = json.loads((base.folder / "config.json").read_text())
+    old = {key: value for key, value in config.items() if key != "rope_parameters"} | {"rope_theta": 10000}
+    assert blood_type(old, where="old") == blood_type(config, where="new")
+    assert blood_type(old | {"rope_theta": 1e6}, where="old") != blood_type(config, where="new")
 
 
 def test_a_safetensors_file_that_is_no_organ_is_told_apart(base: Base) -> None:

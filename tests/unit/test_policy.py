@@ -21,6 +21,7 @@ POLICY: dict[str, Any] = {
     "base_sha256": "ab" * 32,
     "spans": [[1, 3]],
     "modes": ["bank"],
+    "partners": ["ward"],
     "max_rounds": 3,
     "max_epochs": 2.0,
     "privacy": {
@@ -75,6 +76,7 @@ def test_a_task_that_keeps_to_the_policy_is_permitted() -> None:
         ({"coordinator": "stranger"}, "policy-coordinator"),
         ({"federation": "highlands"}, "policy-federation"),
         ({"sites": ("lab", "ward"), "recipients": ("lab", "ward")}, "policy-not-invited"),
+        ({"sites": ("clinic", "lab"), "recipients": ("clinic", "lab")}, "policy-partner"),
         ({"base_sha256": "cd" * 32}, "policy-base"),
         ({"span": (0, 3)}, "policy-span"),
         ({"mode": "trusted", "recipients": ("hub",)}, "policy-mode"),

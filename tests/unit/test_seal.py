@@ -133,7 +133,7 @@ print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True,
                           cwd=Path(__file__).parents[2])  # fmt: skip
-    assert int(done.stdout) < 40 * 1024
+    assert int(done.stdout) < 40 * 1024, done.stdout
 
 
 def test_the_sealed_file_opens_by_the_documented_recovery(tmp_path: Path, federation: Federation) -> None:

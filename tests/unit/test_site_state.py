@@ -120,7 +120,7 @@ def test_a_round_is_answered_once_whatever_the_tasks_id(tmp_path: Path) -> None:
         {"span": (0, 2)},
         {"privacy": None},
         {"privacy": ProposedPrivacy(epsilon=1.0, delta=1e-5)},
-        {"sites": ("clinic", "ward", "lab")},
+        {"sites": ("clinic", "ward", "lab"), "recipients": ("clinic", "ward", "lab")},
         {"training": Training(lr=1e-3, epochs=1, batch_tokens=64, max_tokens=32)},
     ],
 )

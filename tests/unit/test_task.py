@@ -125,6 +125,8 @@ def test_a_signed_task_of_another_shape_is_refused(roster: TrustedRoster, change
         {"parcels": (parcel("clinic", "aa"),)},
         {"round": 2, "parcels": (parcel("clinic", "aa"), parcel("clinic", "bb"))},
         {"round": 2, "parcels": (parcel("clinic", "aa"), parcel("ward", "aa"))},
+        {"recipients": ("clinic", "ward", "lab")},
+        {"mode": "trusted"},
         {"expires": NOW + timedelta(days=31)},
     ],
 )
@@ -134,7 +136,13 @@ def test_a_task_that_contradicts_itself_cannot_be_made(changes: dict[str, Any]) 
 
 
 def greeting(**changes: object) -> Greeting:
-    fields: dict[str, Any] = {"v": 1, "federation": "lowlands", "site": "clinic", "coordinator": "hub", "nonce": "1" * 32}
+    fields: dict[str, Any] = {
+        "v": 1,
+        "federation": "lowlands",
+        "site": "clinic",
+        "coordinator": "hub",
+        "nonce": "1" * 32,
+    }
     return Greeting(**{**fields, "issued": NOW, **changes})
 
 
