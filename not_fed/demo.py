@@ -28,9 +28,9 @@ from not_fed.envelope import open_organ, passport_path
 from not_fed.envelope.passport import parse_passport
 from not_fed.errors import NotFedError
 from not_fed.home import Home
+from not_fed.organ.anatomy import Span
 from not_fed.organ.data import read_records
 from not_fed.organ.extract import extract
-from not_fed.organ.anatomy import Span
 from not_fed.organ.organ import read_organ
 from not_fed.organ.transplant import apply_transplant, plan_transplant
 from not_fed.progress import Progress, silent
@@ -40,6 +40,7 @@ from not_fed.simulation import (
     FederationFile,
     PlaintextCheck,
     SimulationResult,
+    Tap,
     evaluate,
     load_federation,
     prepare,
@@ -141,12 +142,12 @@ def _start_folder(out: Path) -> None:
 
 
 @contextmanager
-def _wire(folder: Path) -> Iterator[Callable[[str, bytes], None]]:
+def _wire(folder: Path) -> Iterator[Tap]:
     """Record what the server received while the block runs; gone afterwards, since it is as large as all organs."""
     folder.mkdir(mode=0o700)
     count = 0
 
-    def tap(direction: str, data: bytes) -> None:
+    def tap(direction: Literal["sent", "received"], data: bytes) -> None:
         nonlocal count
         if direction == "received":
             (folder / f"{count}").write_bytes(data)
@@ -281,19 +282,11 @@ def _run_details(result: SimulationResult, *, federation: FederationFile, epsilo
     received = {
         site: {organ.organ_sha256 for organ in state.organs(result.prepared.run)} for site, state in states.items()
     }
-    passports = []
-    for site, rounds in result.own.items():
-        for number, organ in rounds.items():
-            passport = parse_passport(passport_path(organ).read_bytes().strip())[1]
-            digest = passport.organ_sha256
-            passports.append(
-                {
-                    "author": site, "round": number, "organ_sha256": digest, "span": list(result.prepared.span),
-                    "epsilon": passport.dp.epsilon if passport.dp else None, "delta": passport.dp.delta if passport.dp else None,
-                    "unit": passport.dp.unit if passport.dp else "record", "issued": passport.created.isoformat(),
-                    "verified_by": sorted(other for other, seen in received.items() if other != site and digest in seen),
-                }
-            )  # fmt: skip
+    passports = [
+        _passport(organ, author=site, round_number=number, received=received)
+        for site, rounds in result.own.items()
+        for number, organ in rounds.items()
+    ]
     return summary | {
         "epsilon": epsilon,
         "spent": result.epsilon,
@@ -301,6 +294,23 @@ def _run_details(result: SimulationResult, *, federation: FederationFile, epsilo
         "unit": "record",
         "loss_curves": {site: list(_curve(notes)) for site, notes in result.notes.items()},
         "passports": passports,
+    }
+
+
+def _passport(organ: Path, *, author: str, round_number: int, received: Mapping[str, set[str]]) -> dict[str, Any]:
+    """What an organ's passport claims, and which sites opened the organ, hence checked its signatures."""
+    passport = parse_passport(passport_path(organ).read_bytes().strip())[1]
+    dp, digest = passport.dp, passport.organ_sha256
+    return {
+        "author": author,
+        "round": round_number,
+        "organ_sha256": digest,
+        "span": list(passport.span),
+        "epsilon": dp.epsilon if dp else None,
+        "delta": dp.delta if dp else None,
+        "unit": dp.unit if dp else "record",
+        "issued": passport.created.isoformat(),
+        "verified_by": sorted(site for site, seen in received.items() if site != author and digest in seen),
     }
 
 

@@ -44,7 +44,7 @@ def options(
 def main() -> None:
     """Run the command; every outcome has its documented exit code."""
     as_json = "--json" in sys.argv[1:]
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: beside another program, spinning threads stall both
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads stall whoever shares the cores
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

@@ -53,10 +53,10 @@ class OrganRecalled(TrustError):
     code = "organ-recalled"
 
 
-class OtherBase(FitError):
+class BaseNotExpected(FitError):
     """This organ was cut from another base model."""
 
-    code = "other-base"
+    code = "base-not-expected"
 
 
 class OtherSpan(FitError):
@@ -125,7 +125,7 @@ def check_container(
 
 
 def check_policy(passport: Passport, *, roster: TrustedRoster, expect: Expectation) -> None:
-    """Raises OrganRecalled, OtherBase, OtherSpan or EpsilonRefused."""
+    """Raises OrganRecalled, BaseNotExpected, OtherSpan or EpsilonRefused."""
     if passport.organ_sha256 in roster.recalls:
         raise OrganRecalled(
             where=f"roster version {roster.version}, recalls", expected="an organ that is not recalled",
@@ -133,7 +133,7 @@ def check_policy(passport: Passport, *, roster: TrustedRoster, expect: Expectati
             hint=f"reason given: {roster.recalls[passport.organ_sha256]}",
         )  # fmt: skip
     if expect.base_sha256 not in (None, passport.base_sha256):
-        raise OtherBase(
+        raise BaseNotExpected(
             where="passport, field base_sha256", expected=f"{str(expect.base_sha256)[:16]}...",
             got=f"{passport.base_sha256[:16]}...", hint="it fits only copies of its own base model",
         )  # fmt: skip

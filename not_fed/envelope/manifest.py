@@ -19,7 +19,7 @@ Layer = Annotated[int, Field(ge=0, le=65_535)]
 _LAYER_NUMBER = re.compile(r"(?:^|\.)(\d{1,5})\.")
 
 
-class BadManifest(InputError):
+class NotAnOrgan(InputError):
     """This safetensors file is not an organ."""
 
     code = "not-an-organ"
@@ -48,7 +48,7 @@ def read_manifest(header: TensorHeader, *, where: str = "organ") -> Manifest:
     """The manifest of an organ, and a check that its tensors lie within its span.
 
     Raises:
-        BadManifest: not exactly one metadata key, another shape, or a tensor outside the span or a layer without any.
+        NotAnOrgan: not exactly one metadata key, another shape, or a tensor outside the span or a layer without any.
     """
     if set(header.metadata) != {KEY}:
         raise _bad(where, f"metadata with the single key {KEY}", f"{len(header.metadata)} keys")
@@ -80,7 +80,7 @@ def _check_layers(header: TensorHeader, layers: int, where: str) -> None:
         raise _bad(where, f"tensors for each of {layers} layers", f"for {len(found)}")
 
 
-def _bad(where: str, expected: str, got: str) -> BadManifest:
-    return BadManifest(
+def _bad(where: str, expected: str, got: str) -> NotAnOrgan:
+    return NotAnOrgan(
         where=where, expected=expected, got=got, hint="an organ comes from not-fed extract, train or open"
     )

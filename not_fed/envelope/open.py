@@ -26,7 +26,7 @@ from not_fed.envelope.finite import check_finite
 from not_fed.envelope.frame import MAX_SEALED_BYTES, READ_BYTES, read_frame
 from not_fed.envelope.header import BadTensorHeader, Readable, check_header
 from not_fed.envelope.label import Label, check_label
-from not_fed.envelope.manifest import BadManifest, read_manifest
+from not_fed.envelope.manifest import NotAnOrgan, read_manifest
 from not_fed.envelope.passport import DpClaim, Passport
 from not_fed.envelope.waybill import WaybillReplayed
 from not_fed.errors import TrustError
@@ -123,7 +123,7 @@ def open_organ(
         TrustError: BadContainer, NotForThisKey, NewerFormat, MalformedSigned, BadSignature, Stale, NotAddressed,
             WaybillMismatch, WaybillReplayed, LabelMismatch, OtherFederation, OtherRound, OrganRecalled, OrganMismatch,
             OrganMalformed, OrganNotFinite, UnknownMember, MemberNotActive, WrongRole.
-        FitError: OtherBase, OtherSpan. BudgetError: EpsilonRefused.
+        FitError: BaseNotExpected, OtherSpan. BudgetError: EpsilonRefused.
         InputError: OutputExists, NotAFile, FileTooLarge, NoSpace.
     Guarantees:
         When it raises, nothing lies at `out` that was not there before, and no temporary file is left.
@@ -269,7 +269,7 @@ def _check_organ(file: Readable, passport: Passport) -> None:
     try:
         header = check_header(file, passport.organ_size_bytes, where="organ")
         manifest = read_manifest(header, where="organ")
-    except (BadTensorHeader, BadManifest) as error:
+    except (BadTensorHeader, NotAnOrgan) as error:
         raise OrganMalformed(
             where=error.where, expected=error.expected, got=error.got, hint="nothing was written; tell the author"
         ) from None

@@ -148,7 +148,7 @@ def new_passport(
         sharing: whether a recipient may pass it on within the federation, or only the addressees may have it.
         organ_sha256: the file's digest when the caller has just computed it.
     Raises:
-        BadTensorHeader, BadManifest, BadClaim, NotAFile.
+        BadTensorHeader, NotAnOrgan, BadClaim, NotAFile.
     """
     with files.open_regular(organ) as file:
         size_bytes = file.seek(0, 2)

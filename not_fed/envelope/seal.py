@@ -77,7 +77,7 @@ def seal_organ(
         ttl: how long recipients may open it.
         pad: hide the exact size.
     Raises:
-        BadRecipients, OutputExists, NotAFile, BadTensorHeader, BadManifest: nothing was written.
+        BadRecipients, OutputExists, NotAFile, BadTensorHeader, NotAnOrgan: nothing was written.
         UnknownMember, MemberNotActive, WrongRole: sender, author or a recipient, by today's roster.
         MalformedSigned, BadSignature, CannotDispatch, OrganChanged: the passport does not cover it.
     """

@@ -10,19 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from not_fed import canonical, files
-from not_fed.envelope.header import check_header
-from not_fed.errors import InputError
-from not_fed.organ.anatomy import BadSpan, Span
+from not_fed.envelope.header import TensorHeader, check_header
+from not_fed.envelope.manifest import FORMAT, KEY, NotAnOrgan, read_manifest
+from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import Place
-
-FORMAT = "not-fed.organ/1"
-KEY = "not-fed"
-
-
-class NotAnOrgan(InputError):
-    """This is not an organ file."""
-
-    code = "not-an-organ"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,24 +50,17 @@ class Manifest:
         return {KEY: canonical.dumps(value).decode()}
 
     @classmethod
-    def parse(cls, text: str, *, where: str) -> Manifest:
-        """Read a manifest; raises NotAnOrgan naming the field that is wrong."""
-        value = canonical.loads(text.encode(), where=where)
-        try:
-            if value.get("format") != FORMAT:
-                raise _not_an_organ(where, f"format {FORMAT}")
-            return cls(
-                blood_type=_typed(value, "blood_type", dict, where),
-                span=Span(*(_whole(item, where) for item in _typed(value, "span", list, where))),
-                base_sha256=_digest(value["base_sha256"], where),
-                span_sha256=_digest(value["span_sha256"], where),
-                training=None if value["training"] is None else _typed(value, "training", dict, where),
-                parents=tuple(_digest(item, where) for item in _typed(value, "parents", list, where)),
-            )
-        except (KeyError, TypeError, AttributeError, BadSpan) as error:
-            raise _not_an_organ(
-                where, "a manifest with blood_type, span, base_sha256, span_sha256, training, parents"
-            ) from error
+    def of(cls, header: TensorHeader, *, where: str) -> Manifest:
+        """The manifest in an organ's header; raises NotAnOrgan."""
+        read = read_manifest(header, where=where)
+        return cls(
+            blood_type=read.blood_type,
+            span=Span(*read.span),
+            base_sha256=read.base_sha256,
+            span_sha256=read.span_sha256,
+            training=read.training,
+            parents=tuple(read.parents),
+        )
 
 
 @dataclass(frozen=True)
@@ -126,9 +110,7 @@ def read_organ(path: Path) -> OrganInfo:
     """
     with files.open_regular(path) as stream:
         header = check_header(stream, path.stat().st_size)
-    if set(header.metadata) != {KEY}:
-        raise _not_an_organ(str(path), "metadata with the one key not-fed")
-    manifest = Manifest.parse(header.metadata[KEY], where=f"{path}, manifest")
+    manifest = Manifest.of(header, where=str(path))
     places = {
         name: Place(
             path, entry.dtype, tuple(entry.shape), header.data_start + entry.begin, header.data_start + entry.end
@@ -138,25 +120,4 @@ def read_organ(path: Path) -> OrganInfo:
     return OrganInfo(path=path, manifest=manifest, places=places)
 
 
-def _typed(value: Mapping[str, Any], key: str, kind: type, where: str) -> Any:  # noqa: ANN401
-    if not isinstance(value[key], kind):
-        raise _not_an_organ(where, f"{key} to be a {kind.__name__}")
-    return value[key]
-
-
-def _whole(value: object, where: str) -> int:
-    if type(value) is not int:
-        raise _not_an_organ(where, "whole numbers in span")
-    return value
-
-
-def _digest(value: object, where: str) -> str:
-    if not isinstance(value, str) or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
-        raise _not_an_organ(where, "a hex SHA-256")
-    return value
-
-
-def _not_an_organ(where: str, expected: str) -> NotAnOrgan:
-    return NotAnOrgan(
-        where=where, expected=expected, got="something else", hint="`not-fed extract` and `not-fed train` write organs"
-    )
+__all__ = ["Manifest", "NotAnOrgan", "OrganInfo", "read_organ"]

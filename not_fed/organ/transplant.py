@@ -86,7 +86,7 @@ def apply_transplant(plan: TransplantPlan, *, out: Path, progress: Progress = si
         OutputExists: `out` is there already.
     Guarantees:
         every tensor that is not in the plan is bit-identical to the base's.
-    Proved by: tests/unit/test_transplant.py::test_every_tensor_outside_the_plan_is_bit_identical
+    Proved by: tests/unit/test_organ_files.py::test_every_tensor_outside_the_plan_is_bit_identical
     """
     with files.new_folder(out) as part:
         _check_unchanged(plan)

@@ -14,6 +14,18 @@ ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "flwr", "opacus", "numpy", "pydantic", "cryptography", "tuf")
 
 
+HELP = """
+import io, sys
+from not_fed.cli.main import main
+sys.argv, terminal, sys.stdout = ["not-fed", "--help"], sys.stdout, io.StringIO()
+try:
+    main()
+except SystemExit:
+    pass
+sys.stdout = terminal
+"""
+
+
 def loaded_by(statement: str) -> set[str]:
     """Top-level modules that are loaded after a statement ran in a fresh interpreter."""
     code = f"import sys\n{statement}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
@@ -25,7 +37,7 @@ def loaded_by(statement: str) -> set[str]:
     [
         "import not_fed",
         "import not_fed.cli.main",
-        "from typer.testing import CliRunner\nfrom not_fed.cli.main import app\nassert CliRunner().invoke(app, ['--help']).exit_code == 0",
+        HELP,
     ],
 )
 def test_the_command_starts_without_anything_heavy(statement: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from not_fed import canonical
 from not_fed.age import BadContainer
 from not_fed.envelope import Expectation, Verified, verify_sealed
-from not_fed.envelope.checks import EpsilonRefused, OrganRecalled, OtherBase, OtherSpan, WaybillMismatch
+from not_fed.envelope.checks import BaseNotExpected, EpsilonRefused, OrganRecalled, OtherSpan, WaybillMismatch
 from not_fed.envelope.finite import OrganNotFinite
 from not_fed.envelope.open import OrganMalformed, OrganMismatch
 from not_fed.errors import NotFedError
@@ -125,7 +125,7 @@ def test_a_passport_that_contradicts_its_organ_is_refused(parcel: Parcel) -> Non
 @pytest.mark.parametrize(
     ("expect", "kind", "exit_code"),
     [
-        (Expectation(base_sha256="99" * 32), OtherBase, 5),
+        (Expectation(base_sha256="99" * 32), BaseNotExpected, 5),
         (Expectation(span=(2, 5)), OtherSpan, 5),
         (Expectation(family="mistral"), OtherSpan, 5),
         (Expectation(max_epsilon=3.0), EpsilonRefused, 7),

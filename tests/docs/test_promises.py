@@ -19,7 +19,7 @@ SOURCES = sorted((ROOT / "not_fed").rglob("*.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 
 
-def tests_in(file: Path) -> set[str]:
+def names_in(file: Path) -> set[str]:
     return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)}
 
 
@@ -37,7 +37,7 @@ def test_there_are_promises() -> None:
 def test_every_test_that_is_named_exists(page: str, reference: str) -> None:
     file, _, name = reference.partition("::")
     assert (ROOT / file).is_file(), f"{page} names {reference}"
-    assert not name or name in tests_in(ROOT / file), f"{page} names {reference}"
+    assert not name or name in names_in(ROOT / file), f"{page} names {reference}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from not_fed.organ.anatomy import Span
-from not_fed.organ.data import read_records
 from not_fed.organ.checkpoint import open_base
+from not_fed.organ.data import read_records
 from not_fed.organ.evaluate import Evaluator
 
 pytestmark = pytest.mark.slow
@@ -40,11 +39,13 @@ def result(demo: Path) -> dict[str, Any]:
 
 
 def test_the_aggregate_beats_the_base_and_every_single_sites_organ(result: dict[str, Any]) -> None:
-    means = {model: domains["mean"]["value"] for model, domains in result["perplexity"].items()}
-    for run in result["runs"]:
-        aggregate = means[f"{run['name']}/aggregate"]
-        assert result["perplexity"][f"{run['name']}/aggregate"]["mean"]["ci_high"] < means["base"]
-        assert all(aggregate < means[f"{run['name']}/{site}"] for site in result["sites"])
+    mean = {model: domains["mean"] for model, domains in result["perplexity"].items()}
+    assert mean["non-private/aggregate"]["ci_high"] < mean["base"]["ci_low"]
+    assert all(mean["non-private/aggregate"]["value"] < mean[f"non-private/{site}"]["value"] for site in result["sites"])
+
+
+def test_with_privacy_too_the_aggregate_beats_the_base(result: dict[str, Any]) -> None:
+    assert result["perplexity"]["epsilon-8/aggregate"]["mean"]["value"] < result["perplexity"]["base"]["mean"]["value"]
 
 
 def test_the_server_had_no_text_no_organ_and_no_key(result: dict[str, Any]) -> None:
@@ -87,6 +88,6 @@ def test_the_report_opens_without_network(demo: Path) -> None:
 
 
 def test_nothing_keeps_running(demo: Path) -> None:
-    commands = [Path(f"/proc/{pid}/cmdline") for pid in os.listdir("/proc") if pid.isdigit()]
+    commands = [folder / "cmdline" for folder in Path("/proc").iterdir() if folder.name.isdigit()]
     running = [path.read_bytes() for path in commands if path.exists()]
     assert not any(str(demo).encode() in command for command in running)

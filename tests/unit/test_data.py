@@ -22,15 +22,15 @@ def written(folder: Path, name: str, content: str | bytes) -> Path:
 
 
 def test_all_formats_give_the_same_records(tmp_path: Path) -> None:
-    texts = ['one, "two"', "drei – vier", "five"]
+    texts = ['one, "two"', "drei ünd vier", "five"]
     table = pyarrow.table({"text": texts, "id": [1, 2, 3]})
     parquet.write_table(table, tmp_path / "d.parquet")
     files = [
         written(
-            tmp_path, "d.jsonl", '{"text": "one, \\"two\\""}\n\n{"id": 7, "text": "drei – vier"}\r\n{"text": "five"}'
+            tmp_path, "d.jsonl", '{"text": "one, \\"two\\""}\n\n{"id": 7, "text": "drei ünd vier"}\r\n{"text": "five"}'
         ),
-        written(tmp_path, "d.txt", 'one, "two"\ndrei – vier\n\nfive\n'),
-        written(tmp_path, "d.csv", '\ufeffid,text\n1,"one, ""two"""\n2,drei – vier\n3,five\n'),
+        written(tmp_path, "d.txt", 'one, "two"\ndrei ünd vier\n\nfive\n'),
+        written(tmp_path, "d.csv", '\ufeffid,text\n1,"one, ""two"""\n2,drei ünd vier\n3,five\n'),
         tmp_path / "d.parquet",
     ]
     for file in files:

@@ -82,7 +82,7 @@ def test_open_writes_the_organ_and_says_whose(world: Path, tmp_path: Path) -> No
 REFUSALS = {
     "open knee.sealed --identity clinic --roster R2": (6, "not-for-this-key"),
     "open knee.sealed --identity hub --roster R2 --round 4": (6, "other-round"),
-    "open knee.sealed --identity hub --roster R2 --base-sha256 00": (5, "other-base"),
+    "open knee.sealed --identity hub --roster R2 --base-sha256 00": (5, "base-not-expected"),
     "open missing --identity hub --roster R2": (4, "not-a-file"),
     "open knee.sealed --identity hub --roster nowhere": (6, "roster-not-pinned"),
     "seal knee.organ --to nobody --identity clinic --roster R": (6, "member-unknown"),
