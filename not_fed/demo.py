@@ -6,7 +6,6 @@ the server received, searches it for what must not be there, tries to pass off a
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import platform
@@ -21,16 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from not_fed import __version__, files
-from not_fed.age import decrypt_with_passphrase
 from not_fed.coordinator.bank import Bank
 from not_fed.coordinator.state import CoordinatorState
 from not_fed.envelope import open_organ, passport_path
 from not_fed.envelope.passport import parse_passport
 from not_fed.errors import NotFedError
 from not_fed.home import Home
-from not_fed.organ.anatomy import Span
-from not_fed.organ.data import read_records
-from not_fed.organ.extract import extract
 from not_fed.organ.organ import read_organ
 from not_fed.organ.transplant import apply_transplant, plan_transplant
 from not_fed.progress import Progress, silent
@@ -39,18 +34,17 @@ from not_fed.resources.hpo import SPECIALITIES, hospital_texts
 from not_fed.simulation import (
     FederationFile,
     PlaintextCheck,
+    Recorder,
     SimulationResult,
-    Tap,
+    check_server,
     evaluate,
     load_federation,
     prepare,
     run,
-    search_plaintext,
     summarise,
 )
 from not_fed.simulation.bundle import hospitals_folder
 from not_fed.simulation.federation import HPO
-from not_fed.simulation.plaintext import read_float32
 from not_fed.site.state import SiteState
 
 MARKER = ".not-fed-demo"
@@ -103,11 +97,14 @@ def run_demo(
         say(f"run {table.name}: {len(federation.sites)} hospitals, {federation.rounds_of(table)} round(s)")
         with watch.lap("homes, keys and rosters"):
             prepared = prepare(federation, out=out / table.name, run=table, progress=progress)
-        with _wire(out / f"{table.name}.wire") as tap, watch.lap(f"run {table.name}"):
-            results.append(run(prepared, engine=engine, tap=tap if engine == "inline" else None, progress=progress))
+        with _recorded(out / f".{table.name}.received") as recorder:
+            with watch.lap(f"run {table.name}"):
+                results.append(
+                    run(prepared, engine=engine, tap=recorder if engine == "inline" else None, progress=progress)
+                )
+            say("searching all that the server received and stored for text, organs and keys")
             with watch.lap("search what the server had"):
-                say("searching all that the server received and stored for text, organs and keys")
-                checks.append(_search(results[-1], wire=out / f"{table.name}.wire"))
+                checks.append(check_server(results[-1], recorded=recorder.path))
     say("trying to pass off altered organs")
     with watch.lap("attacks"):
         refused = _refusals(results[0], scratch=out)
@@ -142,57 +139,12 @@ def _start_folder(out: Path) -> None:
 
 
 @contextmanager
-def _wire(folder: Path) -> Iterator[Tap]:
-    """Record what the server received while the block runs; gone afterwards, since it is as large as all organs."""
-    folder.mkdir(mode=0o700)
-    count = 0
-
-    def tap(direction: Literal["sent", "received"], data: bytes) -> None:
-        nonlocal count
-        if direction == "received":
-            (folder / f"{count}").write_bytes(data)
-            count += 1
-
+def _recorded(path: Path) -> Iterator[Recorder]:
+    """What the server receives while the block runs; the file, as large as all organs, is gone afterwards."""
     try:
-        yield tap
+        yield Recorder(path)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _search(result: SimulationResult, *, wire: Path) -> PlaintextCheck:
-    """Look for texts, organs and private keys of the sites in the server's whole home and all it was sent."""
-    prepared = result.prepared
-    organs = [path for rounds in (*result.own.values(), *result.aggregates.values()) for path in rounds.values()]
-    texts = [
-        text
-        for site, home in prepared.sites.items()
-        for text in read_records(home / "records.jsonl", text_field=prepared.text_fields[site])
-    ]
-    untouched = wire.with_suffix(".base.organ")
-    try:
-        base = read_float32(extract(prepared.base, span=Span(*prepared.span), out=untouched).path)
-        return search_plaintext(
-            [prepared.coordinator, wire],
-            texts=texts,
-            organs=organs,
-            base=base,
-            keys=[secret for home in prepared.sites.values() for secret in _secrets_of(home)],
-        )
-    finally:
-        untouched.unlink(missing_ok=True)
-
-
-def _secrets_of(home: Path) -> Iterator[bytes]:
-    """A site's pass phrase and private keys in the clear, with PEM bodies decoded too."""
-    passphrase = (home / "passphrase").read_bytes().strip()
-    yield passphrase
-    for name in ("seal.key", "sign.key"):
-        plain = decrypt_with_passphrase((home / "keys" / name).read_bytes(), passphrase=passphrase)
-        for line in plain.splitlines():
-            if line and not line.startswith((b"#", b"-----")):
-                yield line
-        for body in plain.split(b"-----")[2::4]:
-            yield base64.b64decode(body)
+        path.unlink(missing_ok=True)
 
 
 def _refusals(result: SimulationResult, *, scratch: Path) -> list[dict[str, Any]]:

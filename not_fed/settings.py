@@ -43,7 +43,7 @@ def load(model: type[Model], path: Path) -> Model:
         value: Any = tomllib.loads(files.read_regular(path, max_bytes=MAX_SETTINGS_BYTES).decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadSettings(
-            where=str(path), expected="a TOML file", got=str(error), hint="see docs/reference.md"
+            where=str(path), expected="a TOML file", got=str(error), hint="correct the line that it names"
         ) from None
     return check(model, value, where=str(path))
 

@@ -7,6 +7,7 @@ Source: c2sp.org/age, "the mlkem768x25519 recipient type"; draft-ietf-hpke-pq.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import NoReturn
 
 from cryptography.exceptions import InvalidTag
@@ -103,6 +104,7 @@ def identity_text(seed: bytes) -> str:
     return bech32.encode(_IDENTITY.lower(), seed).upper()
 
 
+@lru_cache(maxsize=256)  # public keys; the checksum in pure Python costs more than the key encapsulation
 def recipient_key(text: str) -> bytes:
     """The raw public key (1,216 bytes) behind `age1pq1...`; raises BadKeyText."""
     raw = bech32.decode(text, prefix=_RECIPIENT)

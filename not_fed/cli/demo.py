@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from not_fed.cli.federation import EngineName
 from not_fed.cli.output import AsJson, say, show
 from not_fed.cli.progress import shown
-
-
-class Engine(StrEnum):
-    """What carries the messages."""
-
-    INLINE = "inline"
-    RAY = "ray"
 
 
 def register(app: typer.Typer) -> None:
@@ -33,8 +26,8 @@ def demo_command(
         Path, typer.Option("--out", help="Where the result goes; an earlier demo there is replaced.")
     ] = Path("demo"),
     engine: Annotated[
-        Engine, typer.Option("--engine", help="In this process, or Flower's own engine on Ray.")
-    ] = Engine.INLINE,
+        EngineName, typer.Option("--engine", help="In this process, or Flower's own engine on Ray.")
+    ] = EngineName.INLINE,
     as_json: AsJson = False,
 ) -> None:
     """Three hospitals train, sign, seal, relay, verify, average and transplant on this machine; then a report."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from not_fed.simulation.evaluation import evaluate, server_saw, summarise
 from not_fed.simulation.example import prepare_example
-from not_fed.simulation.federation import FederationFile, RunTable, example, load_federation
+from not_fed.simulation.federation import FederationFile, RunTable, load_federation
 from not_fed.simulation.grid import LocalGrid, Tap
 from not_fed.simulation.plaintext import PlaintextCheck, search_plaintext
 from not_fed.simulation.prepare import Prepared, prepare
@@ -31,7 +31,6 @@ __all__ = [
     "check_server",
     "collect",
     "evaluate",
-    "example",
     "load_federation",
     "prepare",
     "prepare_example",

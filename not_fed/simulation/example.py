@@ -10,7 +10,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 from not_fed.home import simulation_folder
-from not_fed.simulation.federation import example
+from not_fed.simulation.bundle import hospitals_folder
+from not_fed.simulation.federation import load_federation
 from not_fed.simulation.prepare import prepare
 
 log = logging.getLogger("not_fed.coordinator")
@@ -27,7 +28,8 @@ def prepare_example(grid: Grid, context: Context) -> Path:
     while len(nodes := list(grid.get_node_ids())) < 2 and time.monotonic() < deadline:
         time.sleep(0.2)
     out.parent.mkdir(parents=True, exist_ok=True)
-    federation = example(sites=min(3, max(2, len(nodes))))
+    federation = load_federation(hospitals_folder() / "quick.toml")
+    federation = federation.model_copy(update={"sites": federation.sites[: max(2, len(nodes))]})
     log.warning("no home is configured: preparing the quick example with %d sites in %s", len(federation.sites), out)
     prepared = prepare(federation, out=out, plan={"join_timeout_s": 30.0, "round_timeout_s": 3600.0})
     return prepared.coordinator

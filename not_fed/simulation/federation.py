@@ -150,24 +150,3 @@ def _absolute(value: dict[str, Any], folder: Path) -> dict[str, Any]:
             if site[field] is not None and not site[field].startswith(HPO):
                 site[field] = str(folder / site[field])
     return value
-
-
-def example(sites: int = 3) -> FederationFile:
-    """The quick example: hospitals with the demo's own base model and texts; minutes on two cores."""
-    specialities = ("cardiology", "neurology", "orthopaedics")
-    return settings.check(
-        FederationFile,
-        {
-            "federation": {
-                "name": "hospitals-quick",
-                "base": "smollm2-135m",
-                "span": [20, 23],
-                "mode": "bank",
-                "rounds": 1,
-            },
-            "training": {"max_tokens": 96},
-            "data": {"records_per_site": 96, "held_out": 32},
-            "sites": [{"name": name, "data": HPO + name} for name in specialities[:sites]],
-        },
-        where="the quick example",
-    )

@@ -41,7 +41,9 @@ def result(demo: Path) -> dict[str, Any]:
 def test_the_aggregate_beats_the_base_and_every_single_sites_organ(result: dict[str, Any]) -> None:
     mean = {model: domains["mean"] for model, domains in result["perplexity"].items()}
     assert mean["non-private/aggregate"]["ci_high"] < mean["base"]["ci_low"]
-    assert all(mean["non-private/aggregate"]["value"] < mean[f"non-private/{site}"]["value"] for site in result["sites"])
+    assert all(
+        mean["non-private/aggregate"]["value"] < mean[f"non-private/{site}"]["value"] for site in result["sites"]
+    )
 
 
 def test_with_privacy_too_the_aggregate_beats_the_base(result: dict[str, Any]) -> None:

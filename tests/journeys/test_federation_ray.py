@@ -14,7 +14,7 @@ from not_fed.simulation import run
 from not_fed.simulation.ray_engine import EngineFailed, stop_marked
 from tests.support.federation import SITES, tiny_prepared
 
-pytest.importorskip("ray", reason="the extra `ray` is not installed")
+pytestmark = pytest.mark.slow
 
 
 def processes_of(folder: Path) -> list[str]:
