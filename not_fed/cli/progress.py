@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 QUIET_S = 15.0
+BRIEF_S = 5.0  # work that was over sooner needs no line of its own
 
 
 @contextmanager
@@ -47,15 +48,15 @@ class _Bars:
 
     def __call__(self, what: str, *, done: int, total: int, note: str = "") -> None:
         bars = self._bars
-        if what not in self._tasks or bars.tasks[self._tasks[what]].completed > done:  # type: ignore[attr-defined]
-            for task in self._tasks.values():
-                bars.stop_task(task)  # type: ignore[attr-defined]
+        if what not in self._tasks:
             self._tasks[what] = bars.add_task(what, total=total, note="")  # type: ignore[attr-defined]
+        elif bars.tasks[self._tasks[what]].completed > done:  # type: ignore[attr-defined]
+            bars.reset(self._tasks[what], total=total)  # type: ignore[attr-defined]  # the same work again: one line for it
         bars.update(self._tasks[what], completed=done, total=total, note=note)  # type: ignore[attr-defined]
 
 
 class _Lines:
-    """For logs: the first and last word of each piece of work, and one line every few seconds between."""
+    """For logs: a line every few seconds, and one for each longer piece of work that is over."""
 
     def __init__(self) -> None:
         self._started: dict[str, float] = {}
@@ -64,12 +65,14 @@ class _Lines:
     def __call__(self, what: str, *, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         started = self._started.setdefault(what, now)
-        if done < total and now - self._said < QUIET_S:
-            return
         took = now - started
+        if done >= total:
+            self._started.pop(what)
+            if took < BRIEF_S:
+                return
+        elif now - self._said < QUIET_S:
+            return
         self._said = now
         left = f", {took / done * (total - done):.0f} s left" if 0 < done < total else f", {took:.1f} s"
         sys.stderr.write(f"{what}: {done:,} of {total:,}{left}{', ' + note if note else ''}\n")
         sys.stderr.flush()
-        if done >= total:
-            self._started.pop(what, None)

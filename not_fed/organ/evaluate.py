@@ -123,6 +123,7 @@ class Evaluator:
         """Summed loss and predicted tokens of every record that has any, with what is now in the span."""
         sums = np.zeros(len(self._lengths))
         done, total = 0, sum(self._lengths)
+        self._progress("evaluation", done=0, total=total)
         for micro in packable(range(len(self._lengths)), self._lengths, max_tokens=MICRO_TOKENS):
             for index, value in zip(micro, self._micro(micro), strict=True):
                 sums[index] = value

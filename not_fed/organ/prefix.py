@@ -101,6 +101,7 @@ def compute_prefix(
         return PrefixCache(stored["hidden"], lengths)
     rows: list[Tensor | None] = [None] * len(lengths)
     done, total = 0, sum(lengths)
+    progress("frozen prefix", done=0, total=total)
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     for batch in packable(order, lengths, max_tokens=micro_tokens):
         layout = model.pack([data.inputs(i) for i in batch])

@@ -272,6 +272,7 @@ class _Run:
         """Run the steps that are left, saving resume points on the way; returns every step's mean loss."""
         curve = self.resume.restore(self.parameters, self.optimiser)
         saved, between = time.monotonic(), True
+        self.progress("training", done=len(curve), total=len(steps))
         try:
             for number in range(len(curve), len(steps)):
                 between = False
