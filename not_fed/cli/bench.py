@@ -13,7 +13,7 @@ from not_fed.cli.progress import shown
 from not_fed.errors import UsageError
 
 SPANS = ("20:23", "26:29")
-RECORDS, HELD_OUT = 900, 120
+RECORDS = {True: (360, 60), False: (900, 120)}  # quick or not: for training, held out
 
 group = typer.Typer(no_args_is_help=True, help="Compare with the peers, in one run on this machine.")
 
@@ -60,7 +60,8 @@ def organ_command(
         )
     with shown() as progress:
         if data is None or held_out is None:
-            texts = hospital_texts(progress, records_per_site=RECORDS, held_out=HELD_OUT)["neurology"]
+            records, measured_on = RECORDS[quick]
+            texts = hospital_texts(progress, records_per_site=records, held_out=measured_on)["neurology"]
             data, held_out = texts.train, texts.held_out
         result = bench_organ(
             find_base(base, progress=progress),

@@ -15,7 +15,7 @@ from not_fed.errors import UsageError
 
 if TYPE_CHECKING:
     from not_fed.organ.checkpoint import Base
-    from not_fed.organ.train import TrainSettings
+    from not_fed.organ.train import Trained, TrainSettings
     from not_fed.privacy.accounting import DpPlan
 
 BaseOption = Annotated[str, typer.Option("--base", help="Model folder, hub id, or smollm2-135m.")]
@@ -127,45 +127,7 @@ def train_command(
             speed=Speed(device=_device(device)),
             progress=progress,
         )
-    claim = trained.organ.manifest.training["dp"] if trained.organ.manifest.training else None
-    result = {
-        "schema": "not-fed/trained/1",
-        "organ": str(out),
-        "organ_sha256": trained.organ.sha256,
-        "span": [settings.span.start, settings.span.stop],
-        "records": trained.records,
-        "steps": trained.steps,
-        "tokens": trained.tokens,
-        "seconds": round(trained.seconds, 3),
-        "prefix_seconds": round(trained.prefix_seconds, 3),
-        "loss_first": trained.loss_first,
-        "loss_last": trained.loss_last,
-        "epsilon": claim["epsilon"] if claim else None,
-        "delta": claim["delta"] if claim else None,
-        "unit": claim["unit"] if claim else None,
-    }
-    first, last = trained.loss_first, trained.loss_last
-    show(
-        result,
-        as_json=as_json,
-        lines=[
-            ("organ", str(out)),
-            (
-                "trained",
-                f"{trained.records:,} records, {trained.steps:,} steps, {trained.seconds:.0f} s",
-            ),
-            (
-                "loss",
-                f"{first:.3f} to {last:.3f}; computed on your records, for you alone"
-                if first and last
-                else "no step drew a record",
-            ),
-            (
-                "privacy",
-                "none: whoever has this organ may learn about its records" if dp is None else str(dp.epsilon()),
-            ),
-        ],
-    )
+    _show_trained(trained, as_json=as_json)
 
 
 def show_command(
@@ -328,6 +290,50 @@ def show_organ(path: Path, *, schema: str, as_json: bool) -> None:
             (
                 "passport",
                 f"{passport.name}; `not-fed verify` checks a sealed organ" if result["passport"] else "none beside it",
+            ),
+        ],
+    )
+
+
+def _show_trained(trained: Trained, *, as_json: bool) -> None:
+    claim = trained.organ.manifest.training["dp"] if trained.organ.manifest.training else None
+    result = {
+        "schema": "not-fed/trained/1",
+        "organ": str(trained.organ.path),
+        "organ_sha256": trained.organ.sha256,
+        "span": [trained.organ.span.start, trained.organ.span.stop],
+        "records": trained.records,
+        "steps": trained.steps,
+        "tokens": trained.tokens,
+        "seconds": round(trained.seconds, 3),
+        "prefix_seconds": round(trained.prefix_seconds, 3),
+        "loss_first": trained.loss_first,
+        "loss_last": trained.loss_last,
+        "epsilon": claim["epsilon"] if claim else None,
+        "delta": claim["delta"] if claim else None,
+        "unit": claim["unit"] if claim else None,
+    }
+    first, last = trained.loss_first, trained.loss_last
+    show(
+        result,
+        as_json=as_json,
+        lines=[
+            ("organ", str(trained.organ.path)),
+            (
+                "trained",
+                f"{trained.records:,} records, {trained.steps:,} steps, {trained.seconds:.0f} s",
+            ),
+            (
+                "loss",
+                f"{first:.3f} to {last:.3f}; computed on your records, for you alone"
+                if first and last
+                else "no step drew a record",
+            ),
+            (
+                "privacy",
+                "none: whoever has this organ may learn about its records"
+                if trained.dp is None
+                else str(trained.dp.epsilon()),
             ),
         ],
     )
