@@ -13,6 +13,8 @@ from not_fed.cli import bench, demo, envelope, federation, keys, organ, roster
 from not_fed.cli.output import report_error, say
 from not_fed.errors import NotFedError
 
+INTERRUPTED = 130  # as shells count: 128 and the signal's number
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -52,10 +54,12 @@ def main() -> None:
         report_error(error, as_json=as_json)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as done:
+        if done.exit_code == INTERRUPTED:  # how Typer passes ^C on
+            say("interrupted; nothing half-written was left behind")
         sys.exit(done.exit_code)
     except click.ClickException as error:
         error.show(sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         say("interrupted; nothing half-written was left behind")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
