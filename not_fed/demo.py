@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from not_fed import __version__, files
+from not_fed.bench.harness import cpu_name
 from not_fed.coordinator.bank import Bank
 from not_fed.coordinator.state import CoordinatorState
 from not_fed.envelope import open_organ, passport_path
@@ -205,7 +206,7 @@ def _details(
         "name": federation.federation.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "not_fed_version": __version__,
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()}
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
         "federation": federation.federation.name,
         "base": {"name": federation.federation.base, "sha256": first.base.sha256},
@@ -293,11 +294,3 @@ def _merged(checks: Sequence[PlaintextCheck]) -> dict[str, Any]:
 
 def _command(*, quick: bool, engine: str) -> str:
     return "not-fed demo" + (" --quick" if quick else "") + (f" --engine {engine}" if engine != "inline" else "")
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -68,14 +68,15 @@ def machine() -> dict[str, object]:
     """Where and with what a result was measured."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in LIBRARIES},
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """What the operating system calls this processor."""
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
