@@ -82,6 +82,33 @@ class DpClaim(Statement):
             ) from None  # fmt: skip
 
 
+class AuditResult(Statement):
+    """What an attack on the real training found, to stand beside the claim. It is the author's word, as the claim is.
+
+    Attributes:
+        method: which attack, such as "one-run audit, Steinke et al. 2023".
+        epsilon_lower_bound: the training cannot have had a smaller epsilon, at this confidence.
+        canaries: how many inserted examples the attack had to tell apart.
+    """
+
+    method: ShortText
+    epsilon_lower_bound: Annotated[float, Field(ge=0, le=1e12)]
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    canaries: Count
+
+    @classmethod
+    def from_training(cls, training: Mapping[str, Any] | None) -> Self | None:
+        """The audit in a manifest's training summary (under `audit`), or None; raises BadClaim."""
+        found = (training or {}).get("audit")
+        try:
+            return None if found is None else cls.model_validate(found)
+        except ValidationError:
+            raise BadClaim(
+                where="organ, manifest, training.audit", expected="method, epsilon_lower_bound, confidence, canaries",
+                got="something else", hint="the organ comes from another version; audit it again",
+            ) from None  # fmt: skip
+
+
 class Passport(Statement):
     """What the author claims. Unknown fields are ignored, here alone, as in-toto asks of consumers."""
 
@@ -97,6 +124,7 @@ class Passport(Statement):
     family: manifests.Family
     parents: Annotated[tuple[Sha256, ...], Field(max_length=4096)] = ()
     dp: DpClaim | None
+    audit: AuditResult | None = None
     metrics: Annotated[dict[MetricName, Metric], Field(max_length=64)]
     created: Moment
     sharing: Literal["addressees", "federation"]
@@ -157,8 +185,9 @@ def new_passport(
     return Passport(
         author=author, federation=federation, round=round_number, organ_sha256=organ_sha256 or files.sha256(organ),
         organ_size_bytes=size_bytes, base_sha256=manifest.base_sha256, span=manifest.span, family=manifest.family,
-        parents=tuple(manifest.parents), dp=DpClaim.from_training(manifest.training), metrics=dict(metrics or {}),
-        created=now, sharing=sharing, salt=secrets.token_hex(16),
+        parents=tuple(manifest.parents), dp=DpClaim.from_training(manifest.training),
+        audit=AuditResult.from_training(manifest.training), metrics=dict(metrics or {}), created=now, sharing=sharing,
+        salt=secrets.token_hex(16),
     )  # fmt: skip
 
 
