@@ -2,15 +2,18 @@
 
 Writing: a file of mode 0600 without a name (O_TMPFILE; where that is missing, a hidden `.part` beside the target),
 fsync, then `link` (never overwrites) or `replace`, then fsync of the folder. The folder is held open by descriptor, so
-nobody can swap it meanwhile. A kill leaves the old state or the new one, and of a nameless file nothing at all.
+nobody can swap it meanwhile. A kill leaves the old state or the new one, and of a nameless file nothing at all; a
+`.part` of a writer that died is swept by the next one (its lock is free), so that no plaintext lies about for ever.
 Reading: without following a symbolic link and without blocking on a FIFO.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -112,8 +115,8 @@ def new_file(path: Path, *, overwrite: bool = False, mode: int = 0o600) -> Itera
     try:
         nameless = None if overwrite else _open_nameless(folder, mode)
         if nameless is None:
-            part = _part_name(path)
-            nameless = _open_part(part, folder, mode, path)
+            _sweep(path)
+            nameless, part = _open_part(folder, mode, path)
         with os.fdopen(nameless, "w+b") as file:
             yield file
             file.flush()
@@ -150,16 +153,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         OutputExists: `path` exists.
     """
     _refuse_target(path, overwrite=False)
-    part = path.with_name(_part_name(path))
-    try:
-        part.mkdir(mode=0o700)
-    except OSError as error:
-        raise NotAFile(
-            where=str(path),
-            expected="a folder that can be written",
-            got=os.strerror(error.errno or 0).lower(),
-            hint="create the parent folder first, or choose another output",
-        ) from None
+    _sweep(path)
+    part, lock = _make_part_folder(path)
     try:
         yield part
         for entry in (part, *part.rglob("*")):
@@ -171,6 +166,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         fsync_folder(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        os.close(lock)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -239,11 +235,52 @@ def _open_nameless(folder: int, mode: int) -> int | None:
         return None
 
 
-def _open_part(part: str, folder: int, mode: int, path: Path) -> int:
-    try:
-        return os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=folder)
-    except OSError as error:
-        raise _no_folder(path, error) from None
+def _open_part(folder: int, mode: int, path: Path) -> tuple[int, str]:
+    """A hidden file beside `path`, locked until its writer closes it or dies, and its name."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        part = _part_name(path)
+        try:
+            descriptor = os.open(part, flags, mode, dir_fd=folder)
+        except OSError as error:
+            raise _no_folder(path, error) from None
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:  # another writer's sweep may have come between making and locking
+            return descriptor, part
+        os.close(descriptor)
+
+
+def _make_part_folder(path: Path) -> tuple[Path, int]:
+    """A private folder beside `path`, and the descriptor that holds its lock."""
+    while True:
+        part = path.with_name(_part_name(path))
+        try:
+            part.mkdir(mode=0o700)
+            lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise _no_folder(path, error) from None
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if part.is_dir():  # as in _open_part
+            return part, lock
+        os.close(lock)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what writers of `path` that died have left: their `.part`, whose lock nobody holds any more."""
+    ours = re.compile(rf"\.{re.escape(path.name[:24])}\.[0-9a-f]{{12}}\.part")
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in [entry for entry in entries if ours.fullmatch(entry.name)]:
+            _sweep_one(Path(entry.path))
+
+
+def _sweep_one(part: Path) -> None:
+    with suppress(OSError):
+        descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def _publish(descriptor: int, part: str | None, folder: int, path: Path, *, overwrite: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from not_fed.age import Header, StreamReader, read_header
 from not_fed.age.stream import NONCE_BYTES
@@ -17,6 +17,7 @@ from not_fed.envelope.dsse import check_validity
 from not_fed.envelope.frame import Frame, max_pad, read_frame
 from not_fed.envelope.label import Label, LabelMismatch
 from not_fed.envelope.passport import Passport, read_passport
+from not_fed.envelope.seen import SeenWaybills
 from not_fed.envelope.waybill import Waybill, parse_waybill
 from not_fed.errors import BudgetError, FitError, TrustError
 from not_fed.keys.sealing import Opener, recipient_fingerprint
@@ -69,16 +70,6 @@ class EpsilonRefused(BudgetError):
     """This organ's privacy claim is weaker than what is accepted here."""
 
     code = "epsilon-refused"
-
-
-class SeenWaybills(Protocol):
-    """A memory of the waybills that were opened, at least until they expire."""
-
-    def check(self, waybill_id: str, /) -> None:
-        """Raises WaybillReplayed when this id was recorded."""
-
-    def record(self, waybill_id: str, expires: datetime, /) -> None:
-        """Remember it until `expires`; raises WaybillReplayed when it is there already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +19,7 @@ from typing import BinaryIO, Protocol
 from not_fed import files
 from not_fed.age import BadContainer, StreamReader, read_header
 from not_fed.age.stream import NONCE_BYTES
-from not_fed.envelope.checks import Checked, Expectation, OtherFederation, OtherRound, SeenWaybills, check_container
+from not_fed.envelope.checks import Checked, Expectation, OtherFederation, OtherRound, check_container
 from not_fed.envelope.digest import BackgroundDigest
 from not_fed.envelope.finite import check_finite
 from not_fed.envelope.frame import MAX_SEALED_BYTES, READ_BYTES, read_frame
@@ -28,7 +27,7 @@ from not_fed.envelope.header import BadTensorHeader, Readable, check_header
 from not_fed.envelope.label import Label, check_label
 from not_fed.envelope.manifest import NotAnOrgan, read_manifest
 from not_fed.envelope.passport import DpClaim, Passport
-from not_fed.envelope.waybill import WaybillReplayed
+from not_fed.envelope.seen import SeenWaybills
 from not_fed.errors import TrustError
 from not_fed.keys.sealing import Opener
 from not_fed.trust.members import TrustedRoster
@@ -87,26 +86,6 @@ class Verified:
     def dp(self) -> DpClaim | None:
         """The privacy claim; None without a key, or when the author claims none."""
         return self.passport.dp if self.passport else None
-
-
-class MemorySeen:
-    """A memory of waybills that lasts as long as this object; a site keeps its own on disk."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, datetime] = {}
-        self._lock = threading.Lock()
-
-    def check(self, waybill_id: str, /) -> None:
-        """Raises WaybillReplayed when it was recorded."""
-        if waybill_id in self._seen:
-            raise WaybillReplayed.seen(waybill_id)
-
-    def record(self, waybill_id: str, expires: datetime, /) -> None:
-        """Remember it; raises WaybillReplayed when somebody else was faster."""
-        with self._lock:
-            if waybill_id in self._seen:
-                raise WaybillReplayed.seen(waybill_id)
-            self._seen[waybill_id] = expires
 
 
 class _Write(Protocol):

@@ -110,6 +110,11 @@ def read_organ(path: Path) -> OrganInfo:
     """
     with files.open_regular(path) as stream:
         header = check_header(stream, path.stat().st_size)
+    return organ_of(header, path=path)
+
+
+def organ_of(header: TensorHeader, *, path: Path) -> OrganInfo:
+    """The organ behind a header that was read elsewhere, for a file that is or will be at `path`; raises NotAnOrgan."""
     manifest = Manifest.of(header, where=str(path))
     places = {
         name: Place(
@@ -120,4 +125,4 @@ def read_organ(path: Path) -> OrganInfo:
     return OrganInfo(path=path, manifest=manifest, places=places)
 
 
-__all__ = ["Manifest", "NotAnOrgan", "OrganInfo", "read_organ"]
+__all__ = ["Manifest", "NotAnOrgan", "OrganInfo", "organ_of", "read_organ"]

@@ -14,17 +14,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from not_fed import canonical, files
-from not_fed.errors import InputError
+from not_fed.errors import FitError, InputError
 from not_fed.organ.anatomy import Span
-from not_fed.organ.checkpoint import Base, Place
+from not_fed.organ.checkpoint import Base, Place, digest_tensors, open_base
 from not_fed.organ.extract import extract
 from not_fed.organ.fit import check_fit
-from not_fed.organ.organ import OrganInfo
+from not_fed.organ.organ import OrganInfo, read_organ
 from not_fed.progress import Progress, silent
 
 NOTES = "not-fed"  # folder inside the new checkpoint
 UNDO = "taken-out.organ"
+RECORD = "transplant.json"
 SCHEMA = "not-fed/transplant-record/1"
+
+
+class NothingToUndo(InputError):
+    """This folder holds no model that not-fed put an organ into."""
+
+    code = "nothing-to-undo"
+
+
+class UndoDiffers(FitError):
+    """Putting the old layers back does not give the base model of the record; nothing was written."""
+
+    code = "undo-differs"
 
 
 class ChangedSincePlan(InputError):
@@ -54,6 +67,11 @@ class TransplantPlan:
     def touched(self) -> frozenset[Path]:
         """The base's weight files that hold a replaced tensor."""
         return frozenset(self.base.places[name].file for name in self.tensors)
+
+    @property
+    def shards(self) -> frozenset[Path]:
+        """All of the base's weight files."""
+        return frozenset(place.file for place in self.base.places.values())
 
 
 def plan_transplant(
@@ -89,26 +107,72 @@ def apply_transplant(plan: TransplantPlan, *, out: Path, progress: Progress = si
     Proved by: tests/unit/test_organ_files.py::test_every_tensor_outside_the_plan_is_bit_identical
     """
     with files.new_folder(out) as part:
-        _check_unchanged(plan)
-        shards = {place.file for place in plan.base.places.values()}
-        by_name = {source.resolve(): source for source in plan.base.folder.iterdir()}
-        for number, shard in enumerate(sorted(shards), start=1):
-            target = part / by_name.get(shard, shard).name
-            if shard in plan.touched:
-                _rewrite(plan, shard, target)
-            else:
-                _link(shard, target)
-            progress("transplant", done=number, total=len(shards))
-        for source in plan.base.folder.iterdir():
-            if (
-                source.is_file()
-                and source.resolve() not in shards
-                and source.suffix not in (".bin", ".gguf", ".pt", ".pth")
-            ):
-                shutil.copyfile(source, part / source.name)
-        _record(plan, part)
-        _check_unchanged(plan)
+        write_transplant(plan, part, progress=progress)
+        record_transplant(plan, part)
     return out
+
+
+def write_transplant(plan: TransplantPlan, folder: Path, *, progress: Progress = silent) -> None:
+    """Fill an existing private folder with the new checkpoint, without notes; errors as `apply_transplant`."""
+    _check_unchanged(plan)
+    _write_shards(plan, folder, progress)
+    for source in plan.base.folder.iterdir():
+        odd = source.suffix in (".bin", ".gguf", ".pt", ".pth")  # the same weights in another form would be stale
+        if source.is_file() and source.resolve() not in plan.shards and not odd:
+            shutil.copyfile(source, folder / source.name)
+    _check_unchanged(plan)
+
+
+def undo_transplant(folder: Path, *, out: Path, progress: Progress = silent) -> Path:
+    """Put back what was taken out of the model in `folder`, and write the base model as it was to `out`.
+
+    Raises:
+        NothingToUndo: no transplant was recorded there, or the record is damaged. OutputExists.
+        UndoDiffers: the model was changed since, so that its other tensors are not the base's.
+    Guarantees:
+        every tensor of `out` is bit-identical to the base's: its digest is the one on record.
+    Proved by: tests/journeys/test_import.py::test_undo_gives_the_base_back_bit_for_bit
+    """
+    at, base_sha256 = _read_record(folder)
+    plan = plan_transplant(
+        organ=read_organ(folder / NOTES / UNDO), base=open_base(folder), at=at, accept_different_base=True
+    )
+    with files.new_folder(out) as part:
+        write_transplant(plan, part, progress=progress)
+        restored = digest_tensors(open_base(part).places, progress=progress)
+        if restored != base_sha256:
+            raise UndoDiffers(
+                where=str(folder), expected=f"base {base_sha256[:16]}...", got=f"{restored[:16]}...",
+                hint="the model was changed after the transplant; take the base from where it came from",
+            )  # fmt: skip
+    return out
+
+
+def _read_record(folder: Path) -> tuple[int, str]:
+    """First layer of the place, and the digest of the base that was."""
+    where = folder / NOTES / RECORD
+    try:
+        record = canonical.loads(files.read_regular(where, max_bytes=1 << 24), where=str(where))
+        at, base_sha256 = record["at"][0], record["base_sha256"]
+    except (InputError, KeyError, IndexError, TypeError):
+        at = base_sha256 = None
+    if not isinstance(at, int) or not isinstance(base_sha256, str):
+        raise NothingToUndo(
+            where=str(where), expected="the record of a transplant", got="none",
+            hint="name the folder that not-fed transplant or import wrote",
+        )  # fmt: skip
+    return at, base_sha256
+
+
+def _write_shards(plan: TransplantPlan, folder: Path, progress: Progress) -> None:
+    by_name = {source.resolve(): source for source in plan.base.folder.iterdir()}
+    for number, shard in enumerate(sorted(plan.shards), start=1):
+        target = folder / by_name.get(shard, shard).name
+        if shard in plan.touched:
+            _rewrite(plan, shard, target)
+        else:
+            _link(shard, target)
+        progress("transplant", done=number, total=len(plan.shards))
 
 
 def _rewrite(plan: TransplantPlan, shard: Path, target: Path) -> None:
@@ -136,9 +200,10 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _record(plan: TransplantPlan, part: Path) -> None:
-    notes = part / NOTES
-    notes.mkdir()
+def record_transplant(plan: TransplantPlan, folder: Path) -> None:
+    """Write into `folder`/not-fed what was done, and the layers that were taken out."""
+    notes = folder / NOTES
+    notes.mkdir(exist_ok=True)
     extract(plan.base, span=plan.at, out=notes / UNDO)
     done = {
         "schema": SCHEMA,
@@ -149,7 +214,7 @@ def _record(plan: TransplantPlan, part: Path) -> None:
         "replaced": sorted(plan.tensors),
         "undo": f"{NOTES}/{UNDO}",
     }
-    files.write_atomic(notes / "transplant.json", canonical.dumps(done) + b"\n", mode=0o644)
+    files.write_atomic(notes / RECORD, canonical.dumps(done) + b"\n", mode=0o644)
 
 
 def _check_unchanged(plan: TransplantPlan) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
 from not_fed import files
 from not_fed.envelope.checks import Expectation
 from not_fed.envelope.open import Opened, open_organ, passport_path
+from not_fed.envelope.seen import CheckOnly
 from not_fed.envelope.task import ParcelRef
 from not_fed.errors import NotFedError, PeerError, TrustError
 from not_fed.organ.fit import check_fit
@@ -17,7 +17,7 @@ from not_fed.organ.merge import OrganMean
 from not_fed.organ.organ import read_organ
 from not_fed.site.job import Job
 from not_fed.site.parcels import Parcel
-from not_fed.site.state import KeptOrgan, SiteState
+from not_fed.site.state import KeptOrgan
 
 
 class OtherSender(TrustError):
@@ -144,21 +144,7 @@ def _open_file(job: Job, parcel: Parcel, *, out: Path) -> Opened:
             now=job.now,
             expect=expect,
             label=parcel.label,
-            seen=_CheckOnly(job.state),
+            seen=CheckOnly(job.state),
         )
     finally:
         inbox.unlink(missing_ok=True)
-
-
-class _CheckOnly:
-    """Looks a waybill up, and leaves recording to `SiteState.keep`, in one transaction with the organ it brought."""
-
-    def __init__(self, state: SiteState) -> None:
-        self._state = state
-
-    def check(self, waybill_id: str, /) -> None:
-        """Raises WaybillReplayed."""
-        self._state.check(waybill_id)
-
-    def record(self, waybill_id: str, expires: datetime, /) -> None:
-        """Nothing yet: a crash before the organ is kept must not make its only copy a replay."""

@@ -11,21 +11,20 @@ import sqlite3
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from not_fed.envelope.seen import WAYBILLS, note_waybill, refuse_known
 from not_fed.envelope.task import Task
-from not_fed.envelope.waybill import WaybillReplayed
 from not_fed.errors import BudgetError, TrustError
 from not_fed.site.policy import NotAllowed
 from not_fed.store import Store
 
 STATE_FILE = "state.db"
-REMEMBERED_LONGER = timedelta(days=1)  # than a waybill is valid; clocks differ
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS waybills (id TEXT PRIMARY KEY, expires TEXT NOT NULL) STRICT;
+_SCHEMA = f"""
+{WAYBILLS}
 CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, terms TEXT NOT NULL, private INTEGER NOT NULL,
     started TEXT NOT NULL, ended TEXT, plan TEXT) STRICT;
 CREATE TABLE IF NOT EXISTS tasks (id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, run TEXT NOT NULL REFERENCES runs(run),
@@ -94,14 +93,12 @@ class SiteState:
     def check(self, waybill_id: str, /) -> None:
         """Raise WaybillReplayed when an organ under this waybill was opened here before."""
         with self._store.transaction() as database:
-            seen = database.execute("SELECT 1 FROM waybills WHERE id = ?", (waybill_id,)).fetchone()
-        if seen:
-            raise WaybillReplayed.seen(waybill_id)
+            refuse_known(database, waybill_id)
 
     def record(self, waybill_id: str, expires: datetime, /) -> None:
         """Remember a waybill until it expires, and forget those that have expired: nobody can open them any more."""
         with self._store.transaction() as database:
-            _record(database, waybill_id, expires)
+            note_waybill(database, waybill_id, expires, now=datetime.now(UTC))
 
     # -- runs and tasks -------------------------------------------------------------------------------------------
 
@@ -191,7 +188,7 @@ class SiteState:
             )
             database.execute("INSERT OR REPLACE INTO organs VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             if waybill is not None:
-                _record(database, *waybill)
+                note_waybill(database, *waybill, now=datetime.now(UTC))
 
     def kept(self, sealed_sha256: str) -> KeptOrgan | None:
         """The organ that came in this sealed file, if this site has it."""
@@ -206,11 +203,6 @@ class SiteState:
                 KeptOrgan(**dict(row))
                 for row in database.execute("SELECT * FROM organs WHERE run = ? ORDER BY rowid", (run,))
             ]
-
-
-def _record(database: sqlite3.Connection, waybill_id: str, expires: datetime) -> None:
-    database.execute("DELETE FROM waybills WHERE expires < ?", (_text(datetime.now(UTC) - REMEMBERED_LONGER),))
-    database.execute("INSERT OR IGNORE INTO waybills VALUES (?, ?)", (waybill_id, _text(expires)))
 
 
 def _check_runs_left(database: sqlite3.Connection, task: Task, max_private_runs: int | None) -> None:

@@ -20,7 +20,8 @@ from not_fed.envelope.checks import NotAddressed, OtherFederation, OtherRound, W
 from not_fed.envelope.dsse import Stale
 from not_fed.envelope.label import PAYLOAD_TYPE as LABEL_TYPE
 from not_fed.envelope.label import LabelMismatch
-from not_fed.envelope.open import MemorySeen, NothingToVerify
+from not_fed.envelope.open import NothingToVerify
+from not_fed.envelope.seen import MemorySeen
 from not_fed.envelope.passport import PAYLOAD_TYPE as PASSPORT_TYPE
 from not_fed.envelope.waybill import PAYLOAD_TYPE as WAYBILL_TYPE
 from not_fed.envelope.waybill import WaybillReplayed
@@ -279,7 +280,7 @@ def _misshapen(honest: dict[str, Any]) -> list[dict[str, Any]]:
 def test_every_field_of_the_predicate_is_checked(parcel: Parcel) -> None:
     forger = Forger(parcel)
     honest = forger.passport["predicate"]
-    optional = ({"parents"}, {"signature_policy"})  # these have a default
+    optional = ({"parents"}, {"signature_policy"}, {"audit"})  # these have a default
     attempts = [attempt for attempt in _misshapen(honest)[1:] if set(honest) - set(attempt) not in optional]
     for attempt in attempts:
         forger.rewrite(passport=forger.sign(forger.passport | {"predicate": attempt}, PASSPORT_TYPE))
