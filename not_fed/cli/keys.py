@@ -28,6 +28,7 @@ def create_command(
     name: Annotated[str, typer.Argument(help="What the site is called on rosters.")],
     out: Annotated[Path, typer.Option("--out", help="The key folder to make.")],
     steward: Annotated[bool, typer.Option("--steward", help="Add roster.key, to create and change rosters.")] = False,
+    log: Annotated[bool, typer.Option("--log", help="Add log.key, to sign the checkpoints of a log.")] = False,
     passphrase_file: PassphraseFile = None,
     passphrase_fd: PassphraseFd = None,
     as_json: AsJson = False,
@@ -36,7 +37,7 @@ def create_command(
     from not_fed.keys import create_keys
 
     secret = read_passphrase(passphrase_file, passphrase_fd, confirm=True)
-    identity = create_keys(out, name=name, passphrase=secret, steward=steward)
+    identity = create_keys(out, name=name, passphrase=secret, steward=steward, log=log)
     _show(identity, as_json=as_json, folder=str(out))
 
 

@@ -16,11 +16,13 @@ from not_fed.age.stream import NONCE_BYTES
 from not_fed.envelope.dsse import check_validity
 from not_fed.envelope.frame import Frame, max_pad, read_frame
 from not_fed.envelope.label import Label, LabelMismatch
+from not_fed.envelope.logged import Logged
 from not_fed.envelope.passport import Passport, read_passport
+from not_fed.envelope.policy import Demand, ImportPolicy, check_demands
 from not_fed.envelope.seen import SeenWaybills
 from not_fed.envelope.waybill import Waybill, parse_waybill
-from not_fed.errors import BudgetError, FitError, TrustError
-from not_fed.keys.sealing import Opener, recipient_fingerprint
+from not_fed.errors import FitError, TrustError
+from not_fed.keys.sealing import Opener
 from not_fed.trust.members import TrustedRoster
 
 
@@ -66,22 +68,16 @@ class OtherSpan(FitError):
     code = "other-span"
 
 
-class EpsilonRefused(BudgetError):
-    """This organ's privacy claim is weaker than what is accepted here."""
-
-    code = "epsilon-refused"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectation:
-    """What the caller already knows about what should come; None means anything."""
+    """What the caller already knows about what should come, and what its organisation demands; None means anything."""
 
     federation: str | None = None
     round_number: int | None = None
     base_sha256: str | None = None
     span: tuple[int, int] | None = None
     family: str | None = None
-    max_epsilon: float | None = None
+    demands: ImportPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +89,13 @@ class Checked:
     waybill: Waybill
     passport: Passport
     reader: StreamReader
+    logged: Logged | None
+    demands: tuple[Demand, ...]
 
 
 def check_container(
     file: BinaryIO, size_bytes: int, *, opener: Opener, roster: TrustedRoster, now: datetime,
-    expect: Expectation, label: Label | None, seen: SeenWaybills | None,
+    expect: Expectation, label: Label | None, logged: Logged | None, seen: SeenWaybills | None,
 ) -> Checked:  # fmt: skip
     """Checks 2 to 9, in that order, on an open file; raises what `open_organ` lists."""
     header = read_header(file)  # 2
@@ -112,11 +110,16 @@ def check_container(
     passport = _check_passport(frame, waybill, roster=roster, now=now)  # 8
     _check_size(frame, waybill, reader)
     check_policy(passport, roster=roster, expect=expect)  # 9
-    return Checked(header=header, frame=frame, waybill=waybill, passport=passport, reader=reader)
+    demands: tuple[Demand, ...] = ()
+    if expect.demands is not None:
+        demands = check_demands(expect.demands, passport=passport, sender=waybill.sender, logged=logged, now=now)
+    return Checked(
+        header=header, frame=frame, waybill=waybill, passport=passport, reader=reader, logged=logged, demands=demands
+    )
 
 
 def check_policy(passport: Passport, *, roster: TrustedRoster, expect: Expectation) -> None:
-    """Raises OrganRecalled, BaseNotExpected, OtherSpan or EpsilonRefused."""
+    """Raises OrganRecalled, BaseNotExpected or OtherSpan."""
     if passport.organ_sha256 in roster.recalls:
         raise OrganRecalled(
             where=f"roster version {roster.version}, recalls", expected="an organ that is not recalled",
@@ -136,16 +139,6 @@ def check_policy(passport: Passport, *, roster: TrustedRoster, expect: Expectati
                 got=str(got),
                 hint="ask the sender for the right one",
             )
-    _check_epsilon(passport, expect.max_epsilon)
-
-
-def _check_epsilon(passport: Passport, limit: float | None) -> None:
-    if limit is None or (passport.dp is not None and passport.dp.epsilon <= limit):
-        return
-    got = "no differential privacy" if passport.dp is None else f"epsilon {passport.dp.epsilon:.2f}"
-    raise EpsilonRefused(
-        where="passport, field dp", expected=f"epsilon at most {limit:.2f}", got=got, hint="nothing was opened"
-    )
 
 
 def _check_waybill(
@@ -156,7 +149,7 @@ def _check_waybill(
         raise _other_federation("waybill", roster.federation, waybill.federation)
     unverified.verify(roster.member(waybill.sender, now=now).signing)
     check_validity(issued=waybill.issued, expires=waybill.expires, now=now, where="waybill")
-    if waybill.to.get(opener.name) != recipient_fingerprint(opener.recipient):
+    if waybill.to.get(opener.name) not in opener.fingerprints:
         raise NotAddressed(
             where="waybill, field to", expected=f"{opener.name} with the key of this identity", got="others",
             hint="somebody passed it on; nothing was opened, tell the sender",

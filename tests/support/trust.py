@@ -28,7 +28,7 @@ from not_fed.envelope.passport import Passport
 from not_fed.envelope.seal import Sealed
 from not_fed.envelope.waybill import PAYLOAD_TYPE as WAYBILL_TYPE
 from not_fed.errors import NotFedError
-from not_fed.keys import Opener, PublicIdentity, Signer, Steward, dsse
+from not_fed.keys import FileSigner, Opener, PublicIdentity, Signer, Steward, dsse
 from not_fed.trust.roster import TrustedRoster, create_roster, load_roster
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -51,7 +51,7 @@ class Site:
     @classmethod
     def make(cls, name: str) -> Site:
         """New keys, in memory."""
-        return cls(Signer.generate(name), Opener(name=name, identity=HybridIdentity(os.urandom(32))))
+        return cls(FileSigner.generate(name), Opener(name=name, identity=HybridIdentity(os.urandom(32))))
 
     @property
     def name(self) -> str:

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from not_fed.errors import TrustError
-from not_fed.keys import BadSignature, MalformedSigned, NewerFormat, Signer, dsse
+from not_fed.keys import BadSignature, FileSigner, MalformedSigned, NewerFormat, dsse
 
 TYPE = "application/vnd.not-fed.test.v1+json"
-SIGNER = Signer.generate("clinic")
+SIGNER = FileSigner.generate("clinic")
 LINE = dsse.sign(b'{"a":1}', payload_type=TYPE, signer=SIGNER)
 
 
@@ -30,7 +30,7 @@ def test_a_signed_line_verifies_and_is_one_line() -> None:
     assert b"\n" not in LINE
     assert [len(signature) for signature in parsed.signatures] == [64, 3309]
     with pytest.raises(BadSignature):
-        parsed.verify(Signer.generate("clinic").public)
+        parsed.verify(FileSigner.generate("clinic").public)
 
 
 def test_the_payload_type_is_signed() -> None:
