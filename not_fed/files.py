@@ -4,11 +4,13 @@ Writing: a file of mode 0600 without a name (O_TMPFILE; where that is missing, a
 fsync, then `link` (never overwrites) or `replace`, then fsync of the folder. The folder is held open by descriptor, so
 nobody can swap it meanwhile. A kill leaves the old state or the new one, and of a nameless file nothing at all; a
 `.part` of a writer that died is swept by the next one (its lock is free), so that no plaintext lies about for ever.
+A whole folder is replaced by exchanging it with one that was built beside it.
 Reading: without following a symbolic link and without blocking on a FIFO.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -26,6 +28,7 @@ from typing import BinaryIO
 from not_fed.errors import InputError
 
 BLOCK_BYTES = 1 << 20
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux: fcntl.h, linux/fs.h
 
 
 class OutputExists(InputError):
@@ -46,21 +49,30 @@ class FileTooLarge(InputError):
     code = "file-too-large"
 
 
+class FolderBusy(InputError):
+    """Another command is replacing this folder."""
+
+    code = "folder-busy"
+
+
 class NoSpace(InputError):
     """The disk is full; nothing was left behind."""
 
     code = "no-space"
 
 
-def open_regular(path: Path, *, max_bytes: int | None = None) -> BufferedReader:
+def open_regular(path: Path, *, max_bytes: int | None = None, folder: int | None = None) -> BufferedReader:
     """Open a regular file for reading; never through a symbolic link at `path`, never blocking on a FIFO.
 
+    Args:
+        folder: a descriptor of the folder in which the file lies; `path` then only names it.
     Raises:
         NotAFile: it is missing, unreadable, a symbolic link, a folder or a special file.
         FileTooLarge: it holds more than `max_bytes`.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        name = path if folder is None else path.name
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise NotAFile(where=str(path), expected="a regular file", got=_reason(error), hint="check the path") from None
     status = os.fstat(descriptor)
@@ -157,9 +169,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     part, lock = _make_part_folder(path)
     try:
         yield part
-        for entry in (part, *part.rglob("*")):
-            if not entry.is_symlink() and (entry.is_file() or entry.is_dir()):
-                _fsync(entry)
+        _fsync_tree(part)
         if os.path.lexists(path):
             raise _exists(path)
         part.rename(path)
@@ -167,6 +177,44 @@ def new_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(part, ignore_errors=True)
         os.close(lock)
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder that takes the place of the one at `path` in one step, or not at all when the block raises.
+
+    Yields:
+        a private temporary folder beside `path`, while nobody else replaces `path`. What must go on is copied into it
+        by the block; the rest of the old folder is deleted.
+    Raises:
+        NotAFile: there is no folder at `path`, or it cannot be replaced. FolderBusy: somebody else is replacing it.
+    Guarantees:
+        Whoever looks at `path` sees the old folder or the new one. The kernel exchanges the two names
+        (renameat2, RENAME_EXCHANGE); where it cannot, there is a moment without either, and `recover_folder` ends it.
+    Proved by: tests/unit/test_keys_rotate.py::test_a_kill_leaves_the_old_keys_or_the_new_ones
+    """
+    recover_folder(path)
+    old = _lock_folder(path)
+    try:
+        _sweep(path)
+        shutil.rmtree(_ready_name(path), ignore_errors=True)  # of a replacement killed before it had begun to rename
+        part, lock = _make_part_folder(path)
+        try:
+            yield part
+            _fsync_tree(part)
+            _swap(part, path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)  # after the swap, what was at `path` before
+            os.close(lock)
+    finally:
+        os.close(old)
+
+
+def recover_folder(path: Path) -> None:
+    """Finish a replacement that was killed between its two renames; otherwise do nothing."""
+    if not os.path.lexists(path):
+        with suppress(OSError, ValueError):
+            _ready_name(path).rename(path)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -188,6 +236,62 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _fsync_tree(folder: Path) -> None:
+    for entry in (folder, *folder.rglob("*")):
+        if not entry.is_symlink() and (entry.is_file() or entry.is_dir()):
+            _fsync(entry)
+
+
+def _lock_folder(path: Path) -> int:
+    """A descriptor that holds the lock of the folder that is at `path` now, and still is once the lock is held."""
+    if path.name in ("", ".."):
+        raise NotAFile(where=str(path), expected="a folder by its name", got="another way to it", hint="name it")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise NotAFile(where=str(path), expected="a folder", got=_reason(error), hint="check the path") from None
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+            return descriptor
+    os.close(descriptor)
+    raise FolderBusy(
+        where=str(path), expected="a folder that nobody else is replacing", got="another command at work",
+        hint="nothing was changed; wait for it to end",
+    )  # fmt: skip
+
+
+def _swap(part: Path, path: Path) -> None:
+    """Exchange two folders: in one step where the kernel can, else in three renames that `recover_folder` completes."""
+    try:
+        if not _exchange(part, path):
+            ready = _ready_name(path)
+            part.rename(ready)  # now it is known to be whole
+            path.rename(part)
+            with suppress(FileNotFoundError):  # a reader may have completed it
+                ready.rename(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise _no_folder(path, error) from None
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """renameat2 with RENAME_EXCHANGE; False where the C library, the kernel or the file system has none."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV):
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+def _ready_name(path: Path) -> Path:
+    return path.with_name(f".{path.name[:24]}.{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}.next")
 
 
 def _reason(error: OSError | ValueError) -> str:
