@@ -16,7 +16,7 @@ from not_fed.age.stream import NONCE_BYTES
 from not_fed.envelope.dsse import check_validity
 from not_fed.envelope.frame import Frame, max_pad, read_frame
 from not_fed.envelope.label import Label, LabelMismatch
-from not_fed.envelope.logged import Logged
+from not_fed.envelope.logged import Inclusion
 from not_fed.envelope.passport import Passport, read_passport
 from not_fed.envelope.policy import Demand, ImportPolicy, check_demands
 from not_fed.envelope.seen import SeenWaybills
@@ -89,13 +89,13 @@ class Checked:
     waybill: Waybill
     passport: Passport
     reader: StreamReader
-    logged: Logged | None
+    logged: Inclusion | None
     demands: tuple[Demand, ...]
 
 
 def check_container(
     file: BinaryIO, size_bytes: int, *, opener: Opener, roster: TrustedRoster, now: datetime,
-    expect: Expectation, label: Label | None, logged: Logged | None, seen: SeenWaybills | None,
+    expect: Expectation, label: Label | None, logged: Inclusion | None, seen: SeenWaybills | None,
 ) -> Checked:  # fmt: skip
     """Checks 2 to 9, in that order, on an open file; raises what `open_organ` lists."""
     header = read_header(file)  # 2

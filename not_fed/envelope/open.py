@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -23,10 +23,12 @@ from not_fed.envelope.checks import Checked, Expectation, OtherFederation, Other
 from not_fed.envelope.digest import BackgroundDigest
 from not_fed.envelope.finite import check_finite
 from not_fed.envelope.frame import MAX_SEALED_BYTES, READ_BYTES, read_frame
-from not_fed.envelope.header import BadTensorHeader, Readable, check_header
+from not_fed.envelope.header import BadTensorHeader, Readable, TensorHeader, check_header
 from not_fed.envelope.label import Label, check_label
+from not_fed.envelope.logged import Inclusion, check_inclusion
 from not_fed.envelope.manifest import NotAnOrgan, read_manifest
 from not_fed.envelope.passport import DpClaim, Passport
+from not_fed.envelope.policy import Demand, refuse_unseen
 from not_fed.envelope.seen import SeenWaybills
 from not_fed.errors import TrustError
 from not_fed.keys.sealing import Opener
@@ -65,17 +67,28 @@ class Opened:
     passport_bytes: bytes
     waybill_id: str
     expires: datetime
+    logged: Inclusion | None
+    demands: tuple[Demand, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """What is known about a sealed organ. From the label alone, what is inside stays None."""
+    """What is known about a sealed organ. From the label alone, what is inside stays None.
+
+    Attributes:
+        header: the organ's tensors and manifest, for a look at whether it fits.
+        logged: where the log has it, when a proof was at hand.
+        demands: those of the import policy, all met.
+    """
 
     sender: str
     recipients: tuple[str, ...]
     federation: str
     round_number: int
     passport: Passport | None = None
+    header: TensorHeader | None = field(default=None, repr=False)
+    logged: Inclusion | None = None
+    demands: tuple[Demand, ...] = ()
 
     @property
     def author(self) -> str | None:
@@ -94,7 +107,8 @@ class _Write(Protocol):
 
 def open_organ(
     sealed: Path, *, opener: Opener, roster: TrustedRoster, out: Path, now: datetime,
-    expect: Expectation | None = None, label: bytes | None = None, seen: SeenWaybills | None = None,
+    expect: Expectation | None = None, label: bytes | None = None, proof: bytes | None = None,
+    seen: SeenWaybills | None = None,
 ) -> Opened:  # fmt: skip
     """Check everything, then write the organ to `out` and its passport to `out`.passport; both or neither.
 
@@ -102,7 +116,7 @@ def open_organ(
         TrustError: BadContainer, NotForThisKey, NewerFormat, MalformedSigned, BadSignature, Stale, NotAddressed,
             WaybillMismatch, WaybillReplayed, LabelMismatch, OtherFederation, OtherRound, OrganRecalled, OrganMismatch,
             OrganMalformed, OrganNotFinite, UnknownMember, MemberNotActive, WrongRole.
-        FitError: BaseNotExpected, OtherSpan. BudgetError: EpsilonRefused.
+        FitError: BaseNotExpected, OtherSpan. The demands of the import policy: see `policy.check_demands`.
         InputError: OutputExists, NotAFile, FileTooLarge, NoSpace.
     Guarantees:
         When it raises, nothing lies at `out` that was not there before, and no temporary file is left.
@@ -111,7 +125,9 @@ def open_organ(
     """
     passport_out = passport_path(out)
     with ExitStack() as undo, files.open_regular(sealed, max_bytes=MAX_SEALED_BYTES) as file:
-        checked = _check(file, opener=opener, roster=roster, now=now, expect=expect, label=label, seen=seen)
+        checked = _check(
+            file, opener=opener, roster=roster, now=now, expect=expect, label=label, proof=proof, seen=seen
+        )
         line = checked.frame.passport + b"\n"
         known = _has_passport(passport_out, line)
         with files.new_file(out) as target:
@@ -129,31 +145,36 @@ def open_organ(
     return Opened(
         organ=out, organ_sha256=checked.passport.organ_sha256, sender=checked.waybill.sender,
         author=checked.passport.author, passport=checked.passport, passport_bytes=checked.frame.passport,
-        waybill_id=checked.waybill.id, expires=checked.waybill.expires,
+        waybill_id=checked.waybill.id, expires=checked.waybill.expires, logged=checked.logged,
+        demands=checked.demands,
     )  # fmt: skip
 
 
 def verify_sealed(
-    sealed: Path, *, roster: TrustedRoster, now: datetime, label: bytes | None, opener: Opener | None = None,
-    expect: Expectation | None = None,
+    sealed: Path, *, roster: TrustedRoster, now: datetime, label: bytes | None, proof: bytes | None = None,
+    opener: Opener | None = None, expect: Expectation | None = None, seen: SeenWaybills | None = None,
 ) -> Verified:  # fmt: skip
     """Check a sealed organ and write nothing.
 
-    Without `opener`: the label's signature, digest and size, by the roster. With it: all that `open_organ` checks.
+    Without `opener`: the label's signature, digest and size, by the roster. With it: all that `open_organ` checks;
+    `seen` is asked, and not told.
 
     Raises:
         NothingToVerify: neither a label nor an opener. Otherwise as `open_organ`.
     """
     with files.open_regular(sealed, max_bytes=MAX_SEALED_BYTES) as file:
         if opener is None:
-            return _verify_label(file, label, roster=roster, now=now, expect=expect or Expectation())
-        checked = _check(file, opener=opener, roster=roster, now=now, expect=expect, label=label, seen=None)
+            return _verify_label(file, label, proof, roster=roster, now=now, expect=expect or Expectation())
+        checked = _check(
+            file, opener=opener, roster=roster, now=now, expect=expect, label=label, proof=proof, seen=seen
+        )
         _stream(checked, lambda block: None)
-        _check_organ(_organ_again(file, opener), checked.passport)
+        header = _check_organ(_organ_again(file, opener), checked.passport)
     waybill = checked.waybill
     return Verified(
         sender=waybill.sender, recipients=tuple(sorted(waybill.to)), federation=waybill.federation,
-        round_number=waybill.round, passport=checked.passport,
+        round_number=waybill.round, passport=checked.passport, header=header, logged=checked.logged,
+        demands=checked.demands,
     )  # fmt: skip
 
 
@@ -164,20 +185,21 @@ def passport_path(organ: Path) -> Path:
 
 def _check(
     file: BinaryIO, *, opener: Opener, roster: TrustedRoster, now: datetime, expect: Expectation | None,
-    label: bytes | None, seen: SeenWaybills | None,
+    label: bytes | None, proof: bytes | None, seen: SeenWaybills | None,
 ) -> Checked:  # fmt: skip
     size_bytes = os.fstat(file.fileno()).st_size
     outside = None if label is None else _read_label(file, size_bytes, label, roster=roster, now=now)
     return check_container(
-        file,
-        size_bytes,
-        opener=opener,
-        roster=roster,
-        now=now,
-        expect=expect or Expectation(),
-        label=outside,
-        seen=seen,
-    )
+        file, size_bytes, opener=opener, roster=roster, now=now, expect=expect or Expectation(), label=outside,
+        logged=_logged(proof, label, roster=roster, now=now), seen=seen,
+    )  # fmt: skip
+
+
+def _logged(proof: bytes | None, label: bytes | None, *, roster: TrustedRoster, now: datetime) -> Inclusion | None:
+    """A proof is about a label: without one it proves nothing, and counts as none."""
+    if proof is None or label is None:
+        return None
+    return check_inclusion(proof, label=label, roster=roster, now=now)
 
 
 def _read_label(file: BinaryIO, size_bytes: int, label: bytes, *, roster: TrustedRoster, now: datetime) -> Label:
@@ -187,8 +209,9 @@ def _read_label(file: BinaryIO, size_bytes: int, label: bytes, *, roster: Truste
 
 
 def _verify_label(
-    file: BinaryIO, label: bytes | None, *, roster: TrustedRoster, now: datetime, expect: Expectation
-) -> Verified:
+    file: BinaryIO, label: bytes | None, proof: bytes | None, *, roster: TrustedRoster, now: datetime,
+    expect: Expectation,
+) -> Verified:  # fmt: skip
     if label is None:
         raise NothingToVerify(
             where="sealed file", expected="its label beside it, or --identity", got="neither",
@@ -201,9 +224,12 @@ def _verify_label(
         )
     if expect.round_number not in (None, checked.round):
         raise OtherRound(where="label", expected=str(expect.round_number), got=str(checked.round), hint="it may be old")
+    if expect.demands is not None:
+        refuse_unseen(expect.demands)
     return Verified(
-        sender=checked.sender, recipients=checked.to, federation=checked.federation, round_number=checked.round
-    )
+        sender=checked.sender, recipients=checked.to, federation=checked.federation, round_number=checked.round,
+        logged=_logged(proof, label, roster=roster, now=now),
+    )  # fmt: skip
 
 
 def _stream(checked: Checked, write: _Write) -> None:
@@ -243,8 +269,8 @@ def _organ_again(file: BinaryIO, opener: Opener) -> Readable:
     return reader
 
 
-def _check_organ(file: Readable, passport: Passport) -> None:
-    """Checks 12 and 14: a well-formed organ, of the base and span that the passport claims, all of it finite."""
+def _check_organ(file: Readable, passport: Passport) -> TensorHeader:
+    """Check 12: a well-formed organ, of the base and span that the passport claims, all of it finite."""
     try:
         header = check_header(file, passport.organ_size_bytes, where="organ")
         manifest = read_manifest(header, where="organ")
@@ -259,6 +285,7 @@ def _check_organ(file: Readable, passport: Passport) -> None:
             hint="nothing was written; tell the author",
         )  # fmt: skip
     check_finite(file, header)
+    return header
 
 
 def _check_space(out: Path, organ_bytes: int) -> None:
