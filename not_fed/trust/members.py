@@ -81,7 +81,7 @@ class Member:
 
     def is_current(self, now: datetime) -> bool:
         """Neither revoked nor outside its time, give or take a clock that is five minutes off."""
-        return self.active and self.not_before - CLOCK_SKEW <= now <= self.not_after + CLOCK_SKEW
+        return self.active and self.not_before - now <= CLOCK_SKEW and now - self.not_after <= CLOCK_SKEW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.trust import Federation, Parcel
+from tests.support.trust import Federation, Forger, Parcel, organ_bytes
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +19,28 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 def parcel(tmp_path: Path, federation: Federation) -> Parcel:
     """From the clinic to hub and lab, round 3."""
     return Parcel(tmp_path, federation)
+
+
+@pytest.fixture
+def big(tmp_path: Path, federation: Federation) -> Parcel:
+    """The same with an organ of several chunks of 64 KiB."""
+    return Parcel(tmp_path, federation, organ=organ_bytes(floats=40_000))
+
+
+@pytest.fixture
+def forger(parcel: Parcel) -> Forger:
+    """A recipient's workbench over the parcel: whole plaintext, every line, the format; and the clinic's pen."""
+    return Forger(parcel)
+
+
+@pytest.fixture
+def own_federation(tmp_path: Path) -> Federation:
+    """A federation of one's own, whose roster a test may change."""
+    return Federation.make(tmp_path / "roster")
+
+
+@pytest.fixture
+def own_parcel(tmp_path: Path, own_federation: Federation) -> Parcel:
+    """A parcel in it."""
+    (tmp_path / "work").mkdir()
+    return Parcel(tmp_path / "work", own_federation)
