@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint softhsm bench clean
 
 install: $(VENV)/.installed
 
@@ -31,7 +31,11 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
+# The PKCS#11 token that tests sign with: installed for root on Debian, otherwise the command to run is printed.
+softhsm:
+	$(PYTHON) tools/softhsm.py
+
+test: lint softhsm
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" --cov --cov-report= $(ARGS)
 	$(BIN)/pytest -m slow --cov --cov-append --cov-report=term $(ARGS)
 

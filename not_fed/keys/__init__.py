@@ -7,11 +7,11 @@ needs no key that decrypts, a receiver none that signs.
 
 from __future__ import annotations
 
+from not_fed.keys.create import Rotation, create_keys, rotate_keys
 from not_fed.keys.dsse import BadSignature, MalformedSigned, NewerFormat
 from not_fed.keys.folder import (
     KeyExposed,
     KeyMismatch,
-    create_keys,
     load_log_signer,
     load_opener,
     load_signer,
@@ -27,8 +27,8 @@ from not_fed.keys.succession import Succession, SuccessionRefused, read_successi
 
 __all__ = [
     "BadSignature", "FileSigner", "IdentityRefused", "KeyExposed", "KeyMismatch", "LogKeys", "LogSigner",
-    "MalformedSigned", "NewerFormat", "Opener", "PublicIdentity", "Secret", "Signer", "SigningKeys", "Steward",
-    "StewardIdentity", "Succession", "SuccessionRefused", "create_keys", "key_fingerprint", "load_log_signer",
-    "load_opener", "load_public_identity", "load_signer", "load_steward", "load_steward_identity", "read_identity",
-    "read_steward_identity", "read_succession",
+    "MalformedSigned", "NewerFormat", "Opener", "PublicIdentity", "Rotation", "Secret", "Signer", "SigningKeys",
+    "Steward", "StewardIdentity", "Succession", "SuccessionRefused", "create_keys", "key_fingerprint",
+    "load_log_signer", "load_opener", "load_public_identity", "load_signer", "load_steward", "load_steward_identity",
+    "read_identity", "read_steward_identity", "read_succession", "rotate_keys",
 ]  # fmt: skip

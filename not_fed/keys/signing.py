@@ -137,6 +137,10 @@ class FileSigner(_KeyPair):
         """Ed25519's and ML-DSA-65's signature over the same bytes."""
         return self._ed25519.sign(message), self._ml_dsa_65.sign(message)
 
+    def key_file(self) -> bytes:
+        """What `sign.key` holds under the passphrase."""
+        return self.pem()
+
 
 class Steward(_KeyPair):
     """Signs the roster and nothing else; another type than Signer, so that neither can stand in for the other."""
