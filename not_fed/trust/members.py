@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from not_fed import canonical
 from not_fed.age import BadKeyText, check_recipient
 from not_fed.errors import InputError, TrustError
-from not_fed.keys.identity import NAME, PublicIdentity, fingerprint
+from not_fed.keys.dsse import BadSignature
+from not_fed.keys.identity import NAME, PublicIdentity, decode, encode, fingerprint
+from not_fed.keys.log_keys import LogKeys
 from not_fed.keys.signing import SigningKeys, key_fingerprint
 
 CLOCK_SKEW = timedelta(seconds=300)
@@ -23,6 +24,7 @@ RECALLS_FORMAT: Final = "not-fed.recalls/1"
 
 Name = Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}\z")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\z")]
+Reason = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 _Role = Literal["author", "receiver", "relay", "aggregator"]
 
 
@@ -44,6 +46,12 @@ class MemberNotActive(TrustError):
     code = "member-not-active"
 
 
+class KeysRetired(TrustError):
+    """It was signed with a member's keys outside the time in which they were that member's."""
+
+    code = "keys-retired"
+
+
 class WrongRole(TrustError):
     """The roster does not let this member do that."""
 
@@ -63,6 +71,16 @@ class MemberExists(InputError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FormerKeys:
+    """What a member used before it changed its keys: good for what was signed in that time, and nothing later."""
+
+    signing: SigningKeys
+    recipient: str
+    not_before: datetime
+    not_after: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """One site or coordinator, as the stewards enrolled it."""
 
@@ -73,15 +91,69 @@ class Member:
     not_before: datetime
     not_after: datetime
     active: bool
+    former: tuple[FormerKeys, ...] = ()
+    log: LogKeys | None = None
 
     @property
     def fingerprint(self) -> str:
         """The same 13 groups that the member's own `not-fed keys show` prints."""
-        return fingerprint(self.signing.ed25519, self.signing.ml_dsa_65, self.recipient)
+        return fingerprint(self.signing.ed25519, self.signing.ml_dsa_65, self.recipient, self.log)
 
     def is_current(self, now: datetime) -> bool:
         """Neither revoked nor outside its time, give or take a clock that is five minutes off."""
-        return self.active and self.not_before - now <= CLOCK_SKEW and now - self.not_after <= CLOCK_SKEW
+        return self.active and within(now, self.not_before, self.not_after)
+
+    def signing_for(self, key_ids: tuple[str, str], *, at: datetime) -> SigningKeys:
+        """The keys of those names, if this member could sign with them at `at`.
+
+        Args:
+            key_ids: what the signed line names, unverified.
+            at: when it says that it was signed; a claim of the signer.
+        Raises:
+            MemberNotActive: revoked; nothing of theirs counts, old things neither.
+            KeysRetired: these keys were not in use at that time.
+            BadSignature: never keys of this member.
+        Guarantees: the keys returned are on the roster under this name, for that time, give or take five minutes.
+            Whoever stole keys that were later retired can still write an earlier date. Therefore keys that were stolen
+            do not become former ones (`roster rotate --stolen`), and only a log says when something really existed.
+        Proved by: tests/attacks/test_roster.py::test_former_keys_serve_their_own_time_only
+        """
+        if not self.active:
+            raise MemberNotActive(
+                where="roster", expected=f"{self.name} to be active", got="revoked", hint="ask a steward about it"
+            )
+        pairs = [(self.signing, self.not_before, self.not_after)]
+        pairs += [(old.signing, old.not_before, old.not_after) for old in self.former]
+        known = next((pair for pair in pairs if pair[0].key_ids == key_ids), None)
+        if known is None:
+            raise BadSignature(
+                where=f"signature of {self.name}", expected="keys that the roster has for that member",
+                got=f"keys {key_ids[0][:12]} and {key_ids[1][:12]}",
+                hint="fetch the newest roster; if it is still refused, tell whoever sent it",
+            )  # fmt: skip
+        keys, not_before, not_after = known
+        if not within(at, not_before, not_after):
+            raise KeysRetired(
+                where=f"signature of {self.name}, dated {canonical.format_time(at)}",
+                expected=f"keys in use from {canonical.format_time(not_before)} to {canonical.format_time(not_after)}",
+                got="a time outside", hint="fetch the newest roster; or let it be signed again with the keys in use",
+            )  # fmt: skip
+        return keys
+
+
+def within(moment: datetime, start: datetime, end: datetime) -> bool:
+    """Whether it lies between them, give or take five minutes. Differences: a sum would overflow in the year 9999."""
+    return start - moment <= CLOCK_SKEW and moment - end <= CLOCK_SKEW
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recall:
+    """An organ was withdrawn: by the stewards (`by` is None), for everybody, or by a member, for its own organs."""
+
+    organ_sha256: str
+    reason: str
+    by: str | None
+    time: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +164,26 @@ class TrustedRoster:
     version: int
     expires_at: datetime
     members: Mapping[str, Member]
-    recalls: Mapping[str, str]
+    recalled: Mapping[str, tuple[Recall, ...]] = field(default_factory=dict)
+    stale: bool = False
+
+    @property
+    def recalls(self) -> Mapping[str, str]:
+        """What the stewards recalled, with their reasons."""
+        return {
+            digest: recall.reason for digest, found in self.recalled.items() for recall in found if recall.by is None
+        }
+
+    def recall_of(self, organ_sha256: str, *, author: str | None) -> str | None:
+        """The reason for which this organ may not be used; None while it may.
+
+        Args:
+            author: who signed its passport, because a member's own withdrawal counts for its own organs only.
+        Guarantees: a recall by the stewards counts whoever the author is.
+        Proved by: tests/attacks/test_recall.py::test_nobody_withdraws_the_organ_of_another_site
+        """
+        reasons = {recall.by: recall.reason for recall in self.recalled.get(organ_sha256, ())}
+        return reasons.get(None, None if author is None else reasons.get(author))
 
     def member(self, name: str, *, now: datetime, role: str | Iterable[str] | None = None) -> Member:
         """The member of that name, if current and in (one of) the role(s).
@@ -120,8 +211,32 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
+class FormerEntry(_Strict):
+    """Former keys as `roster.json` has them."""
+
+    ed25519: str
+    ml_dsa_65: str
+    seal: str
+    not_before: str
+    not_after: str
+
+    def to_former(self) -> FormerKeys:
+        """With keys decoded and checked; raises ValueError or BadKeyText."""
+        return FormerKeys(
+            signing=SigningKeys(decode(self.ed25519), decode(self.ml_dsa_65)), recipient=check_recipient(self.seal),
+            not_before=canonical.parse_time(self.not_before), not_after=canonical.parse_time(self.not_after),
+        )  # fmt: skip
+
+
+class LogEntry(_Strict):
+    """A log's keys as `roster.json` has them."""
+
+    ed25519: str
+    ml_dsa_44: str
+
+
 class MemberEntry(_Strict):
-    """A member as `roster.json` has it."""
+    """A member as `roster.json` has it; without `former` it never changed its keys, without `log` it keeps none."""
 
     name: Name
     roles: list[_Role]
@@ -131,16 +246,17 @@ class MemberEntry(_Strict):
     not_before: str
     not_after: str
     status: Literal["active", "revoked"]
+    former: list[FormerEntry] = []
+    log: LogEntry | None = None
 
     def to_member(self) -> Member:
         """With keys decoded and checked; raises ValueError or BadKeyText."""
-        signing = SigningKeys(
-            base64.b64decode(self.ed25519, validate=True), base64.b64decode(self.ml_dsa_65, validate=True)
-        )
         return Member(
-            name=self.name, roles=frozenset(self.roles), signing=signing, recipient=check_recipient(self.seal),
+            name=self.name, roles=frozenset(self.roles), recipient=check_recipient(self.seal),
+            signing=SigningKeys(decode(self.ed25519), decode(self.ml_dsa_65)), active=self.status == "active",
             not_before=canonical.parse_time(self.not_before), not_after=canonical.parse_time(self.not_after),
-            active=self.status == "active",
+            former=tuple(former.to_former() for former in self.former),
+            log=None if self.log is None else LogKeys(decode(self.log.ed25519), decode(self.log.ml_dsa_44)),
         )  # fmt: skip
 
 
@@ -156,8 +272,12 @@ class RecallEntry(_Strict):
     """One organ that may no longer be used."""
 
     organ_sha256: Sha256
-    reason: Annotated[str, StringConstraints(max_length=500)]
+    reason: Reason
     time: str
+
+    def to_recall(self) -> Recall:
+        """By the stewards; raises ValueError."""
+        return Recall(organ_sha256=self.organ_sha256, reason=self.reason, by=None, time=canonical.parse_time(self.time))
 
 
 class RecallsFile(_Strict):
@@ -175,40 +295,84 @@ def member_entry(identity: PublicIdentity, *, roles: Iterable[str], now: datetim
             where="roles", expected=", ".join(ROLES), got=", ".join(chosen) or "none", hint="NAME:author,receiver"
         )
     return MemberEntry.model_validate({
-        "name": identity.name, "roles": chosen, "ed25519": base64.b64encode(identity.ed25519).decode(),
-        "ml_dsa_65": base64.b64encode(identity.ml_dsa_65).decode(), "seal": identity.seal, "status": "active",
+        "name": identity.name, "roles": chosen, "status": "active", "former": [], **_keys(identity),
         "not_before": canonical.format_time(now), "not_after": canonical.format_time(now + valid_for),
     })  # fmt: skip
 
 
+def rotated(entry: MemberEntry, identity: PublicIdentity, *, now: datetime, stolen: bool = False) -> MemberEntry:
+    """The entry with new keys; the ones before become former ones, until now.
+
+    Args:
+        stolen: somebody else has the old keys. Then nothing that they ever signed counts any longer.
+    Guarantees: the new keys count from the day on which their identity was made, not from before the old ones did.
+    """
+    former = FormerEntry(
+        ed25519=entry.ed25519, ml_dsa_65=entry.ml_dsa_65, seal=entry.seal, not_before=entry.not_before,
+        not_after=min(entry.not_after, canonical.format_time(now)),
+    )  # fmt: skip
+    since = min(now, max(identity.created, canonical.parse_time(entry.not_before)))
+    kept = [] if stolen else [*entry.former, former]
+    changes = {"not_before": canonical.format_time(since), "former": [old.model_dump() for old in kept]}
+    return MemberEntry.model_validate(entry.model_dump() | _keys(identity) | changes)
+
+
+def _keys(identity: PublicIdentity) -> dict[str, Any]:
+    log = identity.log
+    return {
+        "ed25519": encode(identity.ed25519), "ml_dsa_65": encode(identity.ml_dsa_65), "seal": identity.seal,
+        "log": {"ed25519": encode(log.ed25519), "ml_dsa_44": encode(log.ml_dsa_44)} if log else None,
+    }  # fmt: skip
+
+
 def check_distinct(entries: Sequence[MemberEntry]) -> None:
-    """No name and no key may stand for two members; raises MemberExists."""
+    """No name and no key may stand for two members, or for two purposes; former keys included. Raises MemberExists."""
     seen: set[str] = set()
     for entry in entries:
         member = entry.to_member()
-        marks = {f"name {member.name.lower()}", *member.signing.key_ids, key_fingerprint(member.recipient.encode())}
-        if marks & seen:
-            raise MemberExists(
-                where="roster", expected="a new name and new keys", got=f"{member.name} again",
-                hint="revoke the old entry first, or let the site make keys of its own",
-            )  # fmt: skip
-        seen |= marks
+        for marks in _marks(member):
+            if marks & seen:
+                raise MemberExists(
+                    where="roster", expected="a new name and new keys", got=f"{member.name} again",
+                    hint="new keys for a member: roster rotate; anybody else makes keys of its own",
+                )  # fmt: skip
+            seen |= marks
 
 
-def read_roster(roster: bytes, recalls: bytes, *, version: int, expires_at: datetime) -> TrustedRoster:
-    """The roster behind two targets that TUF has verified; raises RosterMalformed."""
+def _marks(member: Member) -> Iterator[set[str]]:
+    """What nobody else may have: for the member, and for each set of its former keys."""
+    log = {key_fingerprint(key) for key in (member.log.ed25519, member.log.ml_dsa_44)} if member.log else set()
+    yield {f"name {member.name.lower()}"} | log
+    pairs = [(member.signing, member.recipient), *((old.signing, old.recipient) for old in member.former)]
+    for signing, recipient in pairs:
+        yield {*signing.key_ids, key_fingerprint(recipient.encode())}
+
+
+def read_roster(
+    roster: bytes, recalls: bytes, *, version: int, expires_at: datetime, withdrawn: Iterable[Recall] = (),
+    stale: bool = False,
+) -> TrustedRoster:  # fmt: skip
+    """The roster behind two targets that TUF has verified; raises RosterMalformed.
+
+    Args:
+        withdrawn: what members withdrew themselves, each checked when it came.
+    """
     try:
         parsed = RosterFile.model_validate(canonical.loads(roster, where="roster.json"))
         recalled = RecallsFile.model_validate(canonical.loads(recalls, where="recalls.json"))
         check_distinct(parsed.members)
         members = {entry.name: entry.to_member() for entry in parsed.members}
+        by_stewards = [entry.to_recall() for entry in recalled.recalls]
     except (ValidationError, ValueError, canonical.BadJson, BadKeyText, MemberExists) as error:
         got = error.got if isinstance(error, InputError) else "fields of another shape"
         raise RosterMalformed(
             where=f"roster version {version}", expected="distinct members with two signing keys and a sealing key each",
             got=got, hint="tell the stewards; nothing was changed",
         ) from None  # fmt: skip
+    found: dict[str, tuple[Recall, ...]] = {}
+    for recall in (*by_stewards, *withdrawn):
+        found[recall.organ_sha256] = (*found.get(recall.organ_sha256, ()), recall)
     return TrustedRoster(
-        federation=parsed.federation, version=version, expires_at=expires_at, members=members,
-        recalls={entry.organ_sha256: entry.reason for entry in recalled.recalls},
+        federation=parsed.federation, version=version, expires_at=expires_at, members=members, recalled=found,
+        stale=stale,
     )  # fmt: skip
