@@ -10,18 +10,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from not_fed.cli.delivery import (
+    AcceptStale,
+    Again,
+    ExpectedBase,
+    ExpectedRound,
+    IdentityOption,
+    PolicyOption,
+    RosterOption,
+    SealedFile,
+    expectation,
+    log_facts,
+    passport_facts,
+    passport_lines,
+    privacy_words,
+    roster_facts,
+    trust_lines,
+    trusted_roster,
+    waybill_memory,
+)
 from not_fed.cli.output import AsJson, show
 from not_fed.cli.passphrase import PassphraseFd, PassphraseFile, read_passphrase
 
 if TYPE_CHECKING:
-    from not_fed.envelope import DpClaim, Expectation
     from not_fed.keys import Signer
-
-RosterOption = Annotated[Path, typer.Option("--roster", help="The roster you trust. There is no default.")]
-IdentityOption = Annotated[Path, typer.Option("--identity", help="Your key folder.")]
-ExpectedRound = Annotated[int | None, typer.Option("--round", min=0, help="Refuse any other round.")]
-ExpectedBase = Annotated[str | None, typer.Option("--base-sha256", help="Refuse an organ of any other base.")]
-SealedFile = Annotated[Path, typer.Argument(metavar="S", help="A sealed organ.")]
 
 
 class Sharing(StrEnum):
@@ -82,42 +94,42 @@ def verify_command(
     sealed: SealedFile,
     roster: RosterOption,
     identity: Annotated[Path | None, typer.Option("--identity", help="Your key folder, to look inside.")] = None,
+    policy: PolicyOption = None,
     round_number: ExpectedRound = None,
     base_sha256: ExpectedBase = None,
+    accept_stale: AcceptStale = False,
     passphrase_file: PassphraseFile = None,
     passphrase_fd: PassphraseFd = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a sealed organ and write nothing: its label without a key, everything with one."""
-    from not_fed.envelope import verify_sealed
+    """Why should I trust this file? Checks it offline and writes nothing: the label without a key, all with one."""
+    from not_fed.envelope import find_delivery, verify_sealed
     from not_fed.keys import load_opener
-    from not_fed.trust.roster import load_roster
 
-    now = datetime.now(UTC)
-    trusted = load_roster(roster, now=now)
-    opener = None
+    trusted, delivery = trusted_roster(roster, accept_stale=accept_stale), find_delivery(sealed)
+    expect, opener = expectation(round_number, base_sha256, policy), None
     if identity is not None:
         opener = load_opener(identity, passphrase=read_passphrase(passphrase_file, passphrase_fd))
     found = verify_sealed(
-        sealed, roster=trusted, now=now, label=_label(sealed), opener=opener, expect=_expect(round_number, base_sha256)
-    )
+        sealed, roster=trusted, now=datetime.now(UTC), label=delivery.label, proof=delivery.proof, opener=opener,
+        expect=expect,
+    )  # fmt: skip
     passport = found.passport
     result: dict[str, Any] = {
         "schema": "not-fed/verified/1", "trusted": True, "sender": found.sender, "author": found.author,
         "recipients": list(found.recipients), "federation": found.federation, "round": found.round_number,
-        "organ_sha256": passport.organ_sha256 if passport else None,
-        "base_sha256": passport.base_sha256 if passport else None, "span": list(passport.span) if passport else None,
-        "epsilon": found.dp.epsilon if found.dp else None, "delta": found.dp.delta if found.dp else None,
-        "unit": found.dp.unit if found.dp else None,
+        **passport_facts(passport),
         "recalled": False if passport else None,  # a recalled organ is refused, so that nobody overlooks a field
+        **roster_facts(trusted), "log": log_facts(found.logged),
+        "policy": None if policy is None else [demand.field for demand in found.demands],
     }  # fmt: skip
-    lines = [("trusted", "yes" if passport else "yes, by its label; name --identity to look inside"),
-             ("from", found.sender), ("to", ", ".join(found.recipients)),
-             ("round", f"{found.round_number} of {found.federation}")]  # fmt: skip
-    if passport is not None:
-        start, stop = passport.span
-        lines += [("author", passport.author), ("organ", f"{passport.family}, layers {start}:{stop}"),
-                  ("base", passport.base_sha256), ("privacy", _privacy(passport.dp))]  # fmt: skip
+    lines = [
+        ("trusted", "yes" if passport else "yes, by its label; name --identity to look inside"),
+        ("sent by", f"{found.sender}, round {found.round_number} of {found.federation}"),
+        ("for", ", ".join(found.recipients)),
+        *(passport_lines(passport, trusted) if passport else []),
+        *trust_lines(trusted, found.logged, found.demands, inside=passport is not None),
+    ]
     show(result, as_json=as_json, lines=lines)
 
 
@@ -126,30 +138,33 @@ def open_command(
     identity: IdentityOption,
     roster: RosterOption,
     out: Annotated[Path, typer.Option("--out", help="The organ file to write; its passport is written beside it.")],
+    policy: PolicyOption = None,
     round_number: ExpectedRound = None,
     base_sha256: ExpectedBase = None,
+    accept_stale: AcceptStale = False,
+    again: Again = False,
     passphrase_file: PassphraseFile = None,
     passphrase_fd: PassphraseFd = None,
     as_json: AsJson = False,
 ) -> None:
     """Check who made and who sent an organ, and only then write it."""
-    from not_fed.envelope import open_organ
+    from not_fed.envelope import find_delivery, open_organ
     from not_fed.keys import load_opener
-    from not_fed.trust.roster import load_roster
 
-    now = datetime.now(UTC)
-    trusted = load_roster(roster, now=now)
+    trusted, delivery = trusted_roster(roster, accept_stale=accept_stale), find_delivery(sealed)
+    expect = expectation(round_number, base_sha256, policy)
     opener = load_opener(identity, passphrase=read_passphrase(passphrase_file, passphrase_fd))
     opened = open_organ(
-        sealed, opener=opener, roster=trusted, out=out, now=now, label=_label(sealed),
-        expect=_expect(round_number, base_sha256),
+        sealed, opener=opener, roster=trusted, out=out, now=datetime.now(UTC), label=delivery.label,
+        proof=delivery.proof, expect=expect, seen=waybill_memory(roster, again=again),
     )  # fmt: skip
     result = {
         "schema": "not-fed/opened/1", "sender": opened.sender, "author": opened.author, "organ": str(opened.organ),
-        "organ_sha256": opened.organ_sha256, "passport": f"{opened.organ}.passport",
+        "organ_sha256": opened.organ_sha256, "passport": f"{opened.organ}.passport", **roster_facts(trusted),
+        "log": log_facts(opened.logged),
     }  # fmt: skip
-    lines = [("organ", str(opened.organ)), ("from", opened.sender), ("author", opened.author),
-             ("privacy", _privacy(opened.passport.dp))]  # fmt: skip
+    lines = [("organ", str(opened.organ)), ("sent by", opened.sender), ("made by", opened.author),
+             ("privacy", privacy_words(opened.passport))]  # fmt: skip
     show(result, as_json=as_json, lines=lines)
 
 
@@ -171,24 +186,3 @@ def _passport(
         sharing=sharing.value,
     )  # fmt: skip
     return issue_passport(passport, signer=signer), passport.round
-
-
-def _label(sealed: Path) -> bytes | None:
-    from not_fed import files
-    from not_fed.envelope import label_path
-    from not_fed.envelope.label import MAX_LABEL_BYTES
-
-    path = label_path(sealed)
-    return files.read_regular(path, max_bytes=MAX_LABEL_BYTES + 1) if os.path.lexists(path) else None
-
-
-def _expect(round_number: int | None, base_sha256: str | None) -> Expectation:
-    from not_fed.envelope import Expectation
-
-    return Expectation(round_number=round_number, base_sha256=base_sha256)
-
-
-def _privacy(claim: DpClaim | None) -> str:
-    if claim is None:
-        return "no differential privacy claimed"
-    return f"epsilon {claim.epsilon:.2f} at delta {claim.delta:g}, per {claim.unit}; claimed, not proved"

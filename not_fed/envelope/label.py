@@ -51,6 +51,11 @@ class Label(Statement):
             raise ValueError("recipients, sorted, each once")
         return self
 
+    def check_digest(self, sealed_sha256: str) -> None:
+        """Raises LabelMismatch unless it was made for the sealed file of that digest."""
+        if self.sealed.sha256 != sealed_sha256:
+            raise _mismatch(f"SHA-256 {self.sealed.sha256[:16]}...", f"{sealed_sha256[:16]}...")
+
 
 def write_label(
     *, federation: str, round_number: int, signer: Signer, to: Sequence[str], issued: datetime, expires: datetime,
@@ -69,6 +74,18 @@ def label_path(sealed: Path) -> Path:
     return sealed.with_name(f"{sealed.name}.label")
 
 
+def is_own_label(line: bytes, *, signer: Signer) -> bool:
+    """Whether this is a label that `signer` signed, for whatever sealed file."""
+    try:
+        unverified, claimed = parse_statement(
+            line.removesuffix(b"\n"), Label, payload_type=PAYLOAD_TYPE, where="label", max_bytes=MAX_LABEL_BYTES
+        )
+        unverified.verify(signer.public)
+    except TrustError:
+        return False
+    return claimed.sender == signer.name
+
+
 def check_label(label: bytes, *, sealed_sha256: str, size_bytes: int, roster: TrustedRoster, now: datetime) -> Label:
     """What a relay checks before it stores or forwards a sealed organ: no key needed, nothing decrypted.
 
@@ -77,6 +94,13 @@ def check_label(label: bytes, *, sealed_sha256: str, size_bytes: int, roster: Tr
     Guarantees: who sent it, to whom, in which federation and round; not what is inside.
     Proved by: tests/attacks/test_signatures.py
     """
+    claimed = read_label(label, size_bytes=size_bytes, roster=roster, now=now)
+    claimed.check_digest(sealed_sha256)
+    return claimed
+
+
+def read_label(label: bytes, *, size_bytes: int, roster: TrustedRoster, now: datetime) -> Label:
+    """All of `check_label` but the digest, which whoever decrypts computes on the way: `Label.check_digest`."""
     unverified, claimed = parse_statement(
         label.removesuffix(b"\n"), Label, payload_type=PAYLOAD_TYPE, where="label", max_bytes=MAX_LABEL_BYTES
     )
@@ -86,8 +110,6 @@ def check_label(label: bytes, *, sealed_sha256: str, size_bytes: int, roster: Tr
     check_validity(issued=claimed.issued, expires=claimed.expires, now=now, where="label")
     if claimed.sealed.size_bytes != size_bytes:
         raise _mismatch(f"{claimed.sealed.size_bytes:,} bytes", f"{size_bytes:,}")
-    if claimed.sealed.sha256 != sealed_sha256:
-        raise _mismatch(f"SHA-256 {claimed.sealed.sha256[:16]}...", f"{sealed_sha256[:16]}...")
     for name in claimed.to:
         roster.member(name, role=RECIPIENT_ROLES, now=now)
     return claimed

@@ -123,9 +123,11 @@ def write_transplant(plan: TransplantPlan, folder: Path, *, progress: Progress =
     _check_unchanged(plan)
 
 
-def undo_transplant(folder: Path, *, out: Path, progress: Progress = silent) -> Path:
+def undo_transplant(folder: Path, *, out: Path, progress: Progress = silent) -> str:
     """Put back what was taken out of the model in `folder`, and write the base model as it was to `out`.
 
+    Returns:
+        the base's digest, which `out` was checked to have.
     Raises:
         NothingToUndo: no transplant was recorded there, or the record is damaged. OutputExists.
         UndoDiffers: the model was changed since, so that its other tensors are not the base's.
@@ -145,7 +147,7 @@ def undo_transplant(folder: Path, *, out: Path, progress: Progress = silent) -> 
                 where=str(folder), expected=f"base {base_sha256[:16]}...", got=f"{restored[:16]}...",
                 hint="the model was changed after the transplant; take the base from where it came from",
             )  # fmt: skip
-    return out
+    return base_sha256
 
 
 def _read_record(folder: Path) -> tuple[int, str]:

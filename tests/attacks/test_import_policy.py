@@ -1,4 +1,4 @@
-"""Adversary: a member in good standing whose organ is not what this organisation lets in; and an officer's typing errors.
+"""Adversary: a member in good standing whose organ is not what this house lets in; and an officer's typing errors.
 
 Powers: signs whatever claim it likes, with its own keys. Always: refused before one byte is written, with the code of
 the demand that is not met; a demand that cannot be checked counts as not met.
@@ -139,7 +139,8 @@ def test_a_policy_is_never_met_by_a_label_alone(parcel: Parcel) -> None:
     [
         "", "# nothing\n", 'audit = "optional"\n', "max_epsilom = 8\n", 'max_epsilon = "8"\n', "max_epsilon = nan\n",
         "max_epsilon = inf\n", "max_epsilon = -1\n", "max_epsilon = true\n", 'authors = "clinic"\n',
-        'units = ["site"]\n', 'bases = ["AB"]\n', "spans = [[2, 4, 6]]\n", 'log_proof = "yes"\n', "max_age_days = 0\n", "[x]\n", "\x00",
+        'units = ["site"]\n', 'bases = ["AB"]\n', "spans = [[2, 4, 6]]\n", 'log_proof = "yes"\n', "max_age_days = 0\n",
+        "[x]\n", "\x00",
     ],
 )  # fmt: skip
 def test_a_policy_that_demands_nothing_or_is_misspelt_is_an_error(tmp_path: Path, text: str) -> None:

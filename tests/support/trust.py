@@ -103,7 +103,7 @@ def organ_bytes(
     for place, name in enumerate(names):
         offsets = [place * floats * 4, (place + 1) * floats * 4]
         entries[name] = {"dtype": "F32", "shape": [floats // 2, 2], "data_offsets": offsets}
-    data = struct.pack(f"<{floats * len(names)}f", *(value + place / 7 for place in range(floats * len(names))))
+    data = struct.pack(f"<{floats * len(names)}f", *(value + place % 5000 / 7 for place in range(floats * len(names))))
     return tensor_file(entries, data)
 
 

@@ -1,0 +1,140 @@
+"""What verify, open and import share: the options about whom to trust, the papers beside a sealed file, the words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from not_fed.cli.output import say
+
+if TYPE_CHECKING:
+    from not_fed.envelope import Expectation, Inclusion, Passport, SeenWaybills
+    from not_fed.envelope.policy import Demand
+    from not_fed.trust.roster import TrustedRoster
+
+RosterOption = Annotated[Path, typer.Option("--roster", help="The roster you trust. There is no default.")]
+IdentityOption = Annotated[Path, typer.Option("--identity", help="Your key folder.")]
+SealedFile = Annotated[Path, typer.Argument(metavar="S", help="A sealed organ.")]
+ExpectedRound = Annotated[int | None, typer.Option("--round", min=0, help="Refuse any other round.")]
+ExpectedBase = Annotated[str | None, typer.Option("--base-sha256", help="Refuse an organ of any other base.")]
+PolicyOption = Annotated[
+    Path | None, typer.Option("--policy", help="Your organisation's demands (TOML): refuse what does not meet them.")
+]
+AcceptStale = Annotated[
+    bool,
+    typer.Option("--accept-stale", help="Go on with a roster past its date. Signatures are checked all the same."),
+]
+Again = Annotated[bool, typer.Option("--again", help="Even if this very sealing was opened here before.")]
+
+
+def trusted_roster(folder: Path, *, accept_stale: bool) -> TrustedRoster:
+    """The roster, verified; a stale one only when asked for, and never without saying so."""
+    from not_fed.canonical import format_time
+    from not_fed.trust.roster import load_roster
+
+    roster = load_roster(folder, now=datetime.now(UTC), accept_stale=accept_stale)
+    if roster.stale:
+        say(f"warning: the roster is past its date ({format_time(roster.expires_at)}); a newer one may exist")
+    return roster
+
+
+def expectation(round_number: int | None, base_sha256: str | None, policy: Path | None) -> Expectation:
+    """What the command line and the policy file ask for."""
+    from not_fed.envelope import Expectation, load_import_policy
+
+    demands = None if policy is None else load_import_policy(policy)
+    return Expectation(round_number=round_number, base_sha256=base_sha256, demands=demands)
+
+
+def waybill_memory(roster: Path, *, again: bool) -> SeenWaybills:
+    """What was opened under this roster on this machine; an empty memory when asked to open again."""
+    from not_fed.envelope import DiskSeen, MemorySeen
+
+    return MemorySeen() if again else DiskSeen(roster / "trusted" / "waybills.db", now=datetime.now(UTC))
+
+
+def passport_facts(passport: Passport | None) -> dict[str, Any]:
+    """The passport's part of a JSON result; all None when nobody looked inside."""
+    from not_fed.canonical import format_time
+
+    if passport is None:
+        return dict.fromkeys(
+            ("organ_sha256", "base_sha256", "span", "family", "size_bytes", "created", "epsilon", "delta", "unit",
+             "audit")
+        )  # fmt: skip
+    claim = passport.dp
+    return {
+        "organ_sha256": passport.organ_sha256, "base_sha256": passport.base_sha256, "span": list(passport.span),
+        "family": passport.family, "size_bytes": passport.organ_size_bytes, "created": format_time(passport.created),
+        "epsilon": claim.epsilon if claim else None, "delta": claim.delta if claim else None,
+        "unit": claim.unit if claim else None, "audit": passport.audit.model_dump() if passport.audit else None,
+    }  # fmt: skip
+
+
+def roster_facts(roster: TrustedRoster) -> dict[str, Any]:
+    """Which roster decided."""
+    from not_fed.canonical import format_time
+
+    return {
+        "roster_version": roster.version, "roster_expires": format_time(roster.expires_at), "roster_stale": roster.stale
+    }  # fmt: skip
+
+
+def log_facts(logged: Inclusion | None) -> dict[str, Any] | None:
+    """Where the log has it."""
+    from not_fed.canonical import format_time
+
+    if logged is None:
+        return None
+    return {
+        "index": logged.index, "tree_size": logged.tree_size, "origin": logged.origin, "time": format_time(logged.time)
+    }  # fmt: skip
+
+
+def passport_lines(passport: Passport, roster: TrustedRoster) -> list[tuple[str, str]]:
+    """The passport for a person; the author with the fingerprint to compare."""
+    from not_fed.canonical import format_time
+
+    start, stop = passport.span
+    audit = passport.audit
+    return [
+        ("made by", f"{passport.author}, {format_time(passport.created)}"),
+        ("", roster.members[passport.author].fingerprint),
+        ("organ", f"{passport.family}, layers {start}:{stop}, {passport.organ_size_bytes:,} bytes"),
+        ("digest", passport.organ_sha256),
+        ("base", passport.base_sha256),
+        ("privacy", privacy_words(passport)),
+        (
+            "audit",
+            f"{audit.method}: epsilon at least {audit.epsilon_lower_bound:.2f} at {audit.confidence:.0%} confidence, "
+            f"{audit.canaries:,} canaries; by the author's word" if audit else "none",
+        ),
+    ]  # fmt: skip
+
+
+def trust_lines(
+    roster: TrustedRoster, logged: Inclusion | None, demands: Iterable[Demand], *, inside: bool
+) -> list[tuple[str, str]]:
+    """Roster, recall, log and policy for a person."""
+    from not_fed.canonical import format_time
+
+    met = [demand.field for demand in demands]
+    lines = [("roster", f"version {roster.version}, holds until {format_time(roster.expires_at)}")]
+    lines.append(("recalled", "no, by this roster" if inside else "unknown without a look inside"))
+    where = "no proof beside it" if logged is None else (
+        f"entry {logged.index} of {logged.origin}, in its checkpoint of {format_time(logged.time)}"
+    )  # fmt: skip
+    lines.append(("log", where))
+    return [*lines, *([("policy", f"all demands met: {', '.join(met)}")] if met else [])]
+
+
+def privacy_words(passport: Passport) -> str:
+    """The claim in one line: never a number without its delta and unit, never as if it were proved."""
+    claim = passport.dp
+    if claim is None:
+        return "no differential privacy claimed"
+    return f"epsilon {claim.epsilon:.2f} at delta {claim.delta:g}, per {claim.unit}; claimed, not proved"
