@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from not_fed.errors import InputError
+from not_fed.reading import TypedReads
 
 BLOCK_BYTES = 1 << 20
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux: fcntl.h, linux/fs.h
@@ -68,7 +69,7 @@ def open_regular(path: Path, *, max_bytes: int | None = None, folder: int | None
         folder: a descriptor of the folder in which the file lies; `path` then only names it.
     Raises:
         NotAFile: it is missing, unreadable, a symbolic link, a folder or a special file.
-        FileTooLarge: it holds more than `max_bytes`.
+        FileTooLarge: it holds more than `max_bytes`. Reading it raises reading.ReadFailed.
     """
     try:
         name = path if folder is None else path.name
@@ -89,7 +90,7 @@ def open_regular(path: Path, *, max_bytes: int | None = None, folder: int | None
             got=f"{status.st_size:,} bytes",
             hint="this is not a file that not-fed wrote",
         )
-    return os.fdopen(descriptor, "rb")
+    return BufferedReader(TypedReads(descriptor, path))
 
 
 def read_regular(path: Path, *, max_bytes: int) -> bytes:
@@ -137,9 +138,9 @@ def new_file(path: Path, *, overwrite: bool = False, mode: int = 0o600) -> Itera
             _publish(file.fileno(), part, folder, path, overwrite=overwrite)
         os.fsync(folder)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # EFBIG: FAT takes no file of 4 GiB
             raise NoSpace(
-                where=str(path), expected="room for the file", got="a full disk", hint="free some space and try again"
+                where=str(path), expected="room for the file", got=_reason(error), hint="free some space and try again"
             ) from None
         raise
     finally:
@@ -147,6 +148,19 @@ def new_file(path: Path, *, overwrite: bool = False, mode: int = 0o600) -> Itera
             with suppress(FileNotFoundError):
                 os.unlink(part, dir_fd=folder)
         os.close(folder)
+
+
+def reserve(file: BinaryIO, size_bytes: int) -> None:
+    """Take the room for a file before it is written: a full disk is known at once, and writing costs less.
+
+    Raises:
+        OSError: no room; inside `new_file` that is NoSpace. A file system that cannot reserve is left alone.
+    """
+    try:
+        os.posix_fallocate(file.fileno(), 0, size_bytes)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def write_atomic(path: Path, data: bytes, *, overwrite: bool = False, mode: int = 0o600) -> None:

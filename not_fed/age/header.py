@@ -62,6 +62,11 @@ class Header:
     signed: bytes
     size_bytes: int
 
+    @property
+    def raw(self) -> bytes:
+        """The very bytes that were parsed: the grammar leaves one spelling only."""
+        return _with_mac(self.signed, self.mac)
+
     def check(self, file_key: bytes) -> None:
         """Raises BadContainer unless the header was written under this very file key."""
         if not hmac.compare_digest(_mac(file_key, self.signed), self.mac):
@@ -76,7 +81,7 @@ def write_header(stanzas: Sequence[Stanza], *, file_key: bytes) -> bytes:
         body = encode64(stanza.body).encode("ascii")
         lines += [body[at : at + _COLUMNS] for at in range(0, len(body) + 1, _COLUMNS)]  # the last one is shorter
     signed = b"\n".join(lines) + b"\n---"
-    return signed + b" " + encode64(_mac(file_key, signed)).encode("ascii") + b"\n"
+    return _with_mac(signed, _mac(file_key, signed))
 
 
 def read_header(file: BinaryIO, *, max_bytes: int = MAX_HEADER_BYTES) -> Header:
@@ -132,6 +137,10 @@ def _read_stanza(line: bytes, lines: _Lines) -> Stanza:
         if len(row) < _COLUMNS:
             break
     return Stanza(kind=kind, arguments=tuple(arguments), body=decode64(b"".join(body).decode("latin-1")))
+
+
+def _with_mac(signed: bytes, mac: bytes) -> bytes:
+    return signed + b" " + encode64(mac).encode("ascii") + b"\n"
 
 
 def _mac(file_key: bytes, signed: bytes) -> bytes:

@@ -1,11 +1,12 @@
 """The payload of an age file: chunks of 64 KiB under ChaCha20-Poly1305, numbered, the last one marked.
 
-Memory is bounded: a megabyte of plaintext and a megabyte of ciphertext at a time, twice, so that one block can be
-hashed on another thread while the next is made. Source: c2sp.org/age, "payload" (STREAM by Hoang et al. 2015).
+Memory is bounded: blocks of one megabyte, three of each kind that is handed out, so that one can be hashed on another
+thread and one wait for it while the next is made. Source: c2sp.org/age, "payload" (STREAM by Hoang et al. 2015).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -22,10 +23,12 @@ _CHUNKS_PER_BLOCK = 16
 BLOCK_BYTES = CHUNK_BYTES * _CHUNKS_PER_BLOCK
 _SEALED_CHUNK = CHUNK_BYTES + TAG_BYTES
 _SEALED_BLOCK = _SEALED_CHUNK * _CHUNKS_PER_BLOCK
+_BUFFERS = 3  # handed out, waiting behind it, being filled
+_WORD_BYTES = 8
 
 
 class Sink(Protocol):
-    """Takes blocks of ciphertext; a block stays untouched until the second call after it."""
+    """Takes blocks of bytes; a block stays untouched until the second call after it has returned."""
 
     def __call__(self, block: memoryview, /) -> object:
         """Write or hash it."""
@@ -38,6 +41,15 @@ def plaintext_size(payload_bytes: int) -> int:
     if chunks < 1 or last < TAG_BYTES or (last == TAG_BYTES and chunks > 1):
         raise BadContainer.because("a payload of an impossible length")
     return payload_bytes - chunks * TAG_BYTES
+
+
+def sealed_size(plain_bytes: int) -> int:
+    """How many bytes that much plaintext becomes: nonce, chunks and their tags."""
+    return NONCE_BYTES + plain_bytes + max(1, -(-plain_bytes // CHUNK_BYTES)) * TAG_BYTES
+
+
+def _buffers(count: int, size_bytes: int) -> list[memoryview]:
+    return [memoryview(bytearray(size_bytes)) for _ in range(count)]
 
 
 def _cipher(file_key: bytes, nonce: bytes) -> ChaCha20Poly1305:
@@ -53,60 +65,104 @@ class StreamWriter:
 
     def __init__(self, sink: Sink, *, file_key: bytes, nonce: bytes) -> None:
         self._sink, self._cipher = sink, _cipher(file_key, nonce)
-        self._plain = memoryview(bytearray(BLOCK_BYTES))
-        self._sealed = [memoryview(bytearray(_SEALED_BLOCK)) for _ in range(2)]
+        self._plain = _buffers(_BUFFERS, BLOCK_BYTES)
+        self._sealed = _buffers(_BUFFERS, _SEALED_BLOCK)
         self._filled = self._number = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Take more plaintext."""
         rest = memoryview(data)
         while rest:
-            if self._filled == BLOCK_BYTES:  # only now, since the last chunk must not be empty
-                self._flush(last=False)
-            taken = min(len(rest), BLOCK_BYTES - self._filled)
-            self._plain[self._filled : self._filled + taken] = rest[:taken]
-            self._filled += taken
+            room = self.room()
+            taken = min(len(rest), len(room))
+            room[:taken] = rest[:taken]
+            self.advance(taken)
             rest = rest[taken:]
+
+    def room(self) -> memoryview:
+        """Where the next plaintext goes, at least one byte: fill its front, then `advance`. Spares a copy."""
+        if self._filled == BLOCK_BYTES:  # only now, since the last chunk must not be empty
+            self._flush(last=False)
+        return self._plain[0][self._filled :]
+
+    def advance(self, count: int) -> None:
+        """So much of `room` was filled. What was filled stays untouched until two more blocks are full."""
+        self._filled += count
 
     def finish(self) -> None:
         """Write what is held back, its last chunk marked as the file's last."""
         self._flush(last=True)
 
     def _flush(self, *, last: bool) -> None:
-        self._sealed.reverse()
-        out, written = self._sealed[0], 0
+        plain, out, written = self._plain[0], self._sealed[0], 0
         for start in range(0, max(self._filled, 1), CHUNK_BYTES):
             end = min(start + CHUNK_BYTES, self._filled)
             nonce = _chunk_nonce(self._number, last=last and end == self._filled)
             size = end - start + TAG_BYTES
-            self._cipher.encrypt_into(nonce, self._plain[start:end], None, out[written : written + size])
+            self._cipher.encrypt_into(nonce, plain[start:end], None, out[written : written + size])
             written += size
             self._number += 1
         self._filled = 0
+        self._plain.append(self._plain.pop(0))
+        self._sealed.append(self._sealed.pop(0))
         self._sink(out[:written])
 
 
 class StreamReader:
     """Decrypts a payload of known length, front to back. Each byte that leaves here was authenticated."""
 
-    def __init__(self, file: BinaryIO, *, file_key: bytes, payload_bytes: int) -> None:
-        """`file` stands at the payload's 16-byte nonce; `payload_bytes` counts what follows that nonce."""
+    def __init__(self, file: BinaryIO, *, file_key: bytes, payload_bytes: int, tap: Sink | None = None) -> None:
+        """`file` stands at the payload's 16-byte nonce; `payload_bytes` counts what follows that nonce.
+
+        Args:
+            tap: is given every byte of the payload as it was read, nonce first, so that it need not be read twice.
+        """
         self.size_bytes = plaintext_size(payload_bytes)
         nonce = file.read(NONCE_BYTES)
         if len(nonce) != NONCE_BYTES:
             raise BadContainer.because("an end within the nonce")
-        self._file, self._cipher = file, _cipher(file_key, nonce)
+        if tap is not None:
+            tap(memoryview(nonce))
+        self._file, self._cipher, self._tap = file, _cipher(file_key, nonce), tap
+        self._start, self._payload_bytes = file.tell(), payload_bytes
         self._left, self._number = payload_bytes, 0
-        self._sealed = memoryview(bytearray(min(_SEALED_BLOCK, payload_bytes)))
-        self._plain = [memoryview(bytearray(min(BLOCK_BYTES, self.size_bytes))) for _ in range(2)]
+        self._sealed = _buffers(1 if tap is None else _BUFFERS, min(_SEALED_BLOCK, payload_bytes))
+        self._plain = _buffers(_BUFFERS, min(BLOCK_BYTES, self.size_bytes) + _WORD_BYTES)
         self._ready = self._plain[0][:0]
 
     def take(self, limit: int) -> memoryview:
         """At most `limit` (> 0) bytes, empty at the end. The view stays untouched until the block after the next."""
         if not self._ready and self._left:
-            self._ready = self._fill()
+            self._fill()
         view, self._ready = self._ready[:limit], self._ready[limit:]
         return view
+
+    def blocks(self, size_bytes: int) -> Iterator[memoryview]:
+        """The next `size_bytes`, in large pieces, each but the last a multiple of 8; BadContainer when it ends before.
+
+        A piece stays untouched until the second one after it is asked for.
+        """
+        while size_bytes:
+            if len(self._ready) < min(_WORD_BYTES, size_bytes):
+                if not self._left:
+                    raise BadContainer.because("an end within the organ")
+                self._fill()
+                continue
+            count = min(len(self._ready), size_bytes)
+            if count < size_bytes:
+                count -= count % _WORD_BYTES
+            view, self._ready = self._ready[:count], self._ready[count:]
+            size_bytes -= count
+            yield view
+
+    def seek(self, offset: int) -> None:
+        """Go to any byte of the plaintext, in either direction; chunks are numbered, so each authenticates alone."""
+        chunk, rest = divmod(offset, CHUNK_BYTES)
+        self._file.seek(self._start + chunk * _SEALED_CHUNK)
+        self._number, self._left = chunk, self._payload_bytes - chunk * _SEALED_CHUNK
+        self._ready = self._ready[:0]
+        if rest:
+            self.read(rest)
 
     def read(self, size: int, /) -> bytes:
         """Exactly `size` bytes, or fewer at the end."""
@@ -121,7 +177,7 @@ class StreamReader:
         line = bytearray()
         while len(line) <= max_bytes:
             if not self._ready and self._left:
-                self._ready = self._fill()
+                self._fill()
             window = self._ready[: max_bytes + 1 - len(line)]
             if not window:
                 break
@@ -140,13 +196,17 @@ class StreamReader:
         if self._left or self._ready or self._file.read(1):
             raise BadContainer.because("bytes after the end")
 
-    def _fill(self) -> memoryview:
+    def _fill(self) -> None:
+        """Decrypt the next block behind what is left of the one before, which is less than a word."""
         wanted = min(self._left, _SEALED_BLOCK)
-        sealed = self._sealed[:wanted]
+        sealed = self._sealed[0][:wanted]
         _read_exactly(self._file, sealed)
+        if self._tap is not None:
+            self._tap(sealed)
         self._left -= wanted
-        self._plain.reverse()
-        out, written = self._plain[0], 0
+        rest, out = self._ready, self._plain[0]
+        written = len(rest)
+        out[:written] = rest
         for start in range(0, wanted, _SEALED_CHUNK):
             chunk = sealed[start : start + _SEALED_CHUNK]
             last = not self._left and start + _SEALED_CHUNK >= wanted
@@ -159,7 +219,9 @@ class StreamReader:
                 raise BadContainer.because(f"chunk {self._number} does not authenticate") from None
             written += size
             self._number += 1
-        return out[:written]
+        self._ready = out[:written]
+        self._plain.append(self._plain.pop(0))
+        self._sealed.append(self._sealed.pop(0))
 
 
 def _read_exactly(file: BinaryIO, view: memoryview) -> None:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import BinaryIO
 
 from not_fed.age import Header, StreamReader, read_header
-from not_fed.age.stream import NONCE_BYTES
+from not_fed.age.stream import NONCE_BYTES, Sink
 from not_fed.envelope.dsse import check_validity
 from not_fed.envelope.frame import Frame, max_pad, read_frame
 from not_fed.envelope.label import Label, LabelMismatch
@@ -82,49 +82,59 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """A container whose sender, audience and passport hold; `reader` stands at the organ's first byte."""
+    """A container whose sender, audience and passport hold; `reader` stands at the organ's first byte.
+
+    Of the `label` all is checked but its digest, which is known when the whole file was read (11).
+    """
 
     header: Header
     frame: Frame
     waybill: Waybill
     passport: Passport
     reader: StreamReader
+    label: Label | None
     logged: Inclusion | None
     demands: tuple[Demand, ...]
 
 
 def check_container(
     file: BinaryIO, size_bytes: int, *, opener: Opener, roster: TrustedRoster, now: datetime,
-    expect: Expectation, label: Label | None, logged: Inclusion | None, seen: SeenWaybills | None,
+    expect: Expectation, label: Label | None, logged: Inclusion | None, seen: SeenWaybills | None, tap: Sink,
 ) -> Checked:  # fmt: skip
-    """Checks 2 to 9, in that order, on an open file; raises what `open_organ` lists."""
+    """Checks 2 to 9, in that order, on an open file; raises what `open_organ` lists.
+
+    `tap` is given every byte of the file as it was read, for the digest that a label names.
+    """
     header = read_header(file)  # 2
     file_key = opener.unwrap(header)  # 3, 4
     payload_bytes = size_bytes - header.size_bytes - NONCE_BYTES
-    reader = StreamReader(file, file_key=file_key, payload_bytes=payload_bytes)  # 5
+    if label is not None:
+        tap(memoryview(header.raw))
+    reader = StreamReader(file, file_key=file_key, payload_bytes=payload_bytes, tap=None if label is None else tap)  # 5
     frame = read_frame(reader)  # 6
     waybill = _check_waybill(frame, header, opener=opener, roster=roster, now=now, label=label)  # 7
     _check_expected_round(waybill, expect)
     if seen is not None:
         seen.check(waybill.id)
-    passport = _check_passport(frame, waybill, roster=roster, now=now)  # 8
+    passport = _check_passport(frame, waybill, roster=roster, now=now, logged=logged)  # 8
     _check_size(frame, waybill, reader)
     check_policy(passport, roster=roster, expect=expect)  # 9
     demands: tuple[Demand, ...] = ()
     if expect.demands is not None:
         demands = check_demands(expect.demands, passport=passport, sender=waybill.sender, logged=logged, now=now)
     return Checked(
-        header=header, frame=frame, waybill=waybill, passport=passport, reader=reader, logged=logged, demands=demands
-    )
+        header=header, frame=frame, waybill=waybill, passport=passport, reader=reader, label=label, logged=logged,
+        demands=demands,
+    )  # fmt: skip
 
 
 def check_policy(passport: Passport, *, roster: TrustedRoster, expect: Expectation) -> None:
     """Raises OrganRecalled, BaseNotExpected or OtherSpan."""
-    if passport.organ_sha256 in roster.recalls:
+    reason = roster.recall_of(passport.organ_sha256, author=passport.author)
+    if reason is not None:
         raise OrganRecalled(
             where=f"roster version {roster.version}, recalls", expected="an organ that is not recalled",
-            got=f"{passport.organ_sha256[:16]}..., recalled",
-            hint=f"reason given: {roster.recalls[passport.organ_sha256]}",
+            got=f"{passport.organ_sha256[:16]}..., recalled", hint=f"reason given: {reason}",
         )  # fmt: skip
     if expect.base_sha256 not in (None, passport.base_sha256):
         raise BaseNotExpected(
@@ -147,7 +157,8 @@ def _check_waybill(
     unverified, waybill = parse_waybill(frame.waybill)
     if waybill.federation != roster.federation:
         raise _other_federation("waybill", roster.federation, waybill.federation)
-    unverified.verify(roster.member(waybill.sender, now=now).signing)
+    sender = roster.member(waybill.sender, now=now)
+    unverified.verify(sender.signing_for(unverified.key_ids, at=waybill.issued))
     check_validity(issued=waybill.issued, expires=waybill.expires, now=now, where="waybill")
     if waybill.to.get(opener.name) not in opener.fingerprints:
         raise NotAddressed(
@@ -180,10 +191,12 @@ def _check_expected_round(waybill: Waybill, expect: Expectation) -> None:
         )  # fmt: skip
 
 
-def _check_passport(frame: Frame, waybill: Waybill, *, roster: TrustedRoster, now: datetime) -> Passport:
+def _check_passport(
+    frame: Frame, waybill: Waybill, *, roster: TrustedRoster, now: datetime, logged: Inclusion | None
+) -> Passport:  # fmt: skip
     if hashlib.sha256(frame.passport).hexdigest() != waybill.passport_sha256:
         raise _mismatch("the passport that the waybill names", "another")
-    passport = read_passport(frame.passport, roster=roster, now=now)
+    passport = read_passport(frame.passport, roster=roster, now=now, logged_at=logged.time if logged else None)
     if passport.federation != waybill.federation:
         raise _other_federation("passport", waybill.federation, passport.federation)
     if (passport.organ_sha256, passport.organ_size_bytes) != (waybill.organ.sha256, waybill.organ.size_bytes):

@@ -90,7 +90,8 @@ def check_label(label: bytes, *, sealed_sha256: str, size_bytes: int, roster: Tr
     """What a relay checks before it stores or forwards a sealed organ: no key needed, nothing decrypted.
 
     Raises:
-        MalformedSigned, NewerFormat, BadSignature, Stale, LabelMismatch; UnknownMember, MemberNotActive, WrongRole.
+        MalformedSigned, NewerFormat, BadSignature, KeysRetired, Stale, LabelMismatch; UnknownMember, MemberNotActive,
+        WrongRole.
     Guarantees: who sent it, to whom, in which federation and round; not what is inside.
     Proved by: tests/attacks/test_signatures.py
     """
@@ -106,7 +107,8 @@ def read_label(label: bytes, *, size_bytes: int, roster: TrustedRoster, now: dat
     )
     if claimed.federation != roster.federation:
         raise _mismatch(f"federation {roster.federation}", claimed.federation)
-    unverified.verify(roster.member(claimed.sender, now=now).signing)
+    sender = roster.member(claimed.sender, now=now)
+    unverified.verify(sender.signing_for(unverified.key_ids, at=claimed.issued))
     check_validity(issued=claimed.issued, expires=claimed.expires, now=now, where="label")
     if claimed.sealed.size_bytes != size_bytes:
         raise _mismatch(f"{claimed.sealed.size_bytes:,} bytes", f"{size_bytes:,}")

@@ -1,8 +1,9 @@
 """Open a sealed organ, or verify one without writing anything: the same checks, in the same order.
 
 Checks 1 to 9 (checks.py) come before one byte is written; 10 to 14 before the file has a name:
-    10 decrypt into a file without a name, digest on a second thread   11 the last chunk seen, length and digest equal
-    12 tensor header, manifest and passport agree; no NaN, no infinity   13 fsync, link, fsync   14 remember the waybill
+    10 decrypt into a file without a name, digests on other threads   11 the last chunk seen, length and digest equal,
+    and the label's digest, if there is a label   12 tensor header, manifest and passport agree; no NaN, no infinity,
+    nothing absurd   13 fsync, link, fsync   14 remember the waybill
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from not_fed import files
-from not_fed.age import BadContainer, StreamReader, read_header
-from not_fed.age.stream import NONCE_BYTES
+from not_fed.age import BadContainer, StreamReader
+from not_fed.age.stream import Sink
 from not_fed.envelope.checks import Checked, Expectation, OtherFederation, OtherRound, check_container
 from not_fed.envelope.digest import BackgroundDigest
-from not_fed.envelope.finite import check_finite
-from not_fed.envelope.frame import MAX_SEALED_BYTES, READ_BYTES, read_frame
+from not_fed.envelope.finite import Peaks, ReadAt, check_weights
+from not_fed.envelope.frame import MAX_SEALED_BYTES, READ_BYTES
 from not_fed.envelope.header import BadTensorHeader, Readable, TensorHeader, check_header
-from not_fed.envelope.label import Label, check_label
+from not_fed.envelope.label import check_label, read_label
 from not_fed.envelope.logged import Inclusion, check_inclusion
 from not_fed.envelope.manifest import NotAnOrgan, read_manifest
 from not_fed.envelope.passport import DpClaim, Passport
@@ -35,6 +36,7 @@ from not_fed.keys.sealing import Opener
 from not_fed.trust.members import TrustedRoster
 
 _SLACK_BYTES = 1 << 20
+_KEPT_BYTES = 256 * 1024  # the header of an organ of a thousand tensors
 
 
 class OrganMismatch(TrustError):
@@ -115,26 +117,33 @@ def open_organ(
     Raises:
         TrustError: BadContainer, NotForThisKey, NewerFormat, MalformedSigned, BadSignature, Stale, NotAddressed,
             WaybillMismatch, WaybillReplayed, LabelMismatch, OtherFederation, OtherRound, OrganRecalled, OrganMismatch,
-            OrganMalformed, OrganNotFinite, UnknownMember, MemberNotActive, WrongRole.
+            OrganMalformed, OrganNotFinite, OrganAbsurd, UnknownMember, MemberNotActive, WrongRole.
         FitError: BaseNotExpected, OtherSpan. The demands of the import policy: see `policy.check_demands`.
         InputError: OutputExists, NotAFile, FileTooLarge, NoSpace.
     Guarantees:
         When it raises, nothing lies at `out` that was not there before, and no temporary file is left.
-        No tensor byte is interpreted before the whole organ is known to be the one that its author signed.
-    Proved by: tests/attacks/test_container.py, test_signatures.py, test_frame.py, test_filesystem.py
+        No tensor byte is interpreted before the whole organ is known to be the one that its author signed; until then
+        it passes through two digests and through `finite.Peaks`, which treat all bytes alike.
+    Proved by: tests/attacks/test_container.py, test_signatures.py, test_frame.py, test_filesystem.py, test_memory.py
     """
     passport_out = passport_path(out)
-    with ExitStack() as undo, files.open_regular(sealed, max_bytes=MAX_SEALED_BYTES) as file:
+    with (
+        ExitStack() as undo,
+        files.open_regular(sealed, max_bytes=MAX_SEALED_BYTES) as file,
+        BackgroundDigest() as outside,
+    ):
         checked = _check(
-            file, opener=opener, roster=roster, now=now, expect=expect, label=label, proof=proof, seen=seen
-        )
+            file, opener=opener, roster=roster, now=now, expect=expect, label=label, proof=proof, seen=seen,
+            tap=outside.update,
+        )  # fmt: skip
         line = checked.frame.passport + b"\n"
         known = _has_passport(passport_out, line)
         with files.new_file(out) as target:
             _check_space(out, checked.passport.organ_size_bytes)
-            _stream(checked, target.write)
+            files.reserve(target, checked.passport.organ_size_bytes)
+            peaks = _stream(checked, target.write, outside=outside)
             target.seek(0)
-            _check_organ(target, checked.passport)
+            _check_organ(target, checked.passport, peaks=peaks, read_at=_reading_at(target))
             if not known:
                 files.write_atomic(passport_out, line)
                 undo.callback(passport_out.unlink)
@@ -162,14 +171,18 @@ def verify_sealed(
     Raises:
         NothingToVerify: neither a label nor an opener. Otherwise as `open_organ`.
     """
-    with files.open_regular(sealed, max_bytes=MAX_SEALED_BYTES) as file:
+    with files.open_regular(sealed, max_bytes=MAX_SEALED_BYTES) as file, BackgroundDigest() as outside:
         if opener is None:
             return _verify_label(file, label, proof, roster=roster, now=now, expect=expect or Expectation())
         checked = _check(
-            file, opener=opener, roster=roster, now=now, expect=expect, label=label, proof=proof, seen=seen
+            file, opener=opener, roster=roster, now=now, expect=expect, label=label, proof=proof, seen=seen,
+            tap=outside.update,
+        )  # fmt: skip
+        organ = _Inside(
+            checked.reader, start=checked.frame.overhead_bytes, size_bytes=checked.passport.organ_size_bytes
         )
-        _stream(checked, lambda block: None)
-        header = _check_organ(_organ_again(file, opener), checked.passport)
+        peaks = _stream(checked, organ.keep, outside=outside)
+        header = _check_organ(organ, checked.passport, peaks=peaks, read_at=organ.read_at)
     waybill = checked.waybill
     return Verified(
         sender=waybill.sender, recipients=tuple(sorted(waybill.to)), federation=waybill.federation,
@@ -185,13 +198,13 @@ def passport_path(organ: Path) -> Path:
 
 def _check(
     file: BinaryIO, *, opener: Opener, roster: TrustedRoster, now: datetime, expect: Expectation | None,
-    label: bytes | None, proof: bytes | None, seen: SeenWaybills | None,
+    label: bytes | None, proof: bytes | None, seen: SeenWaybills | None, tap: Sink,
 ) -> Checked:  # fmt: skip
     size_bytes = os.fstat(file.fileno()).st_size
-    outside = None if label is None else _read_label(file, size_bytes, label, roster=roster, now=now)
+    outside = None if label is None else read_label(label, size_bytes=size_bytes, roster=roster, now=now)
     return check_container(
         file, size_bytes, opener=opener, roster=roster, now=now, expect=expect or Expectation(), label=outside,
-        logged=_logged(proof, label, roster=roster, now=now), seen=seen,
+        logged=_logged(proof, label, roster=roster, now=now), seen=seen, tap=tap,
     )  # fmt: skip
 
 
@@ -200,12 +213,6 @@ def _logged(proof: bytes | None, label: bytes | None, *, roster: TrustedRoster, 
     if proof is None or label is None:
         return None
     return check_inclusion(proof, label=label, roster=roster, now=now)
-
-
-def _read_label(file: BinaryIO, size_bytes: int, label: bytes, *, roster: TrustedRoster, now: datetime) -> Label:
-    file.seek(0)
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    return check_label(label, sealed_sha256=sha256, size_bytes=size_bytes, roster=roster, now=now)
 
 
 def _verify_label(
@@ -217,7 +224,9 @@ def _verify_label(
             where="sealed file", expected="its label beside it, or --identity", got="neither",
             hint="ask the sender for the .label file, or name your key folder",
         )  # fmt: skip
-    checked = _read_label(file, os.fstat(file.fileno()).st_size, label, roster=roster, now=now)
+    size_bytes = os.fstat(file.fileno()).st_size
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    checked = check_label(label, sealed_sha256=sha256, size_bytes=size_bytes, roster=roster, now=now)
     if expect.federation not in (None, checked.federation):
         raise OtherFederation(
             where="label", expected=str(expect.federation), got=checked.federation, hint="nothing was opened"
@@ -232,24 +241,23 @@ def _verify_label(
     )  # fmt: skip
 
 
-def _stream(checked: Checked, write: _Write) -> None:
+def _stream(checked: Checked, write: _Write, *, outside: BackgroundDigest) -> Peaks:
     """Decrypt the organ into `write`; raises unless length, digest, padding and end are what was signed."""
-    reader, left = checked.reader, checked.passport.organ_size_bytes
-    with BackgroundDigest() as digest:
-        while left:
-            block = reader.take(min(left, READ_BYTES))
-            if not block:
-                raise BadContainer.because("an end within the organ")
-            digest.update(block)
+    reader, peaks = checked.reader, Peaks()
+    with BackgroundDigest(also=peaks.add) as inside:
+        for block in reader.blocks(checked.passport.organ_size_bytes):
+            inside.update(block)
             write(block)
-            left -= len(block)
-        if digest.hexdigest() != checked.passport.organ_sha256:
+        if inside.hexdigest() != checked.passport.organ_sha256:
             raise OrganMismatch(
                 where="organ", expected=f"SHA-256 {checked.passport.organ_sha256[:16]}...", got="another",
                 hint="nothing was written; the sender sealed something else than the author signed",
             )  # fmt: skip
     _check_padding(reader, checked.waybill.pad)
     reader.finish()
+    if checked.label is not None:
+        checked.label.check_digest(outside.hexdigest())
+    return peaks
 
 
 def _check_padding(reader: StreamReader, pad: int) -> None:
@@ -260,17 +268,49 @@ def _check_padding(reader: StreamReader, pad: int) -> None:
         pad -= len(block)
 
 
-def _organ_again(file: BinaryIO, opener: Opener) -> Readable:
-    """A second reader at the organ's first byte, for the checks that may only come after the first pass."""
-    header = read_header(file)
-    payload_bytes = os.fstat(file.fileno()).st_size - header.size_bytes - NONCE_BYTES
-    reader = StreamReader(file, file_key=opener.unwrap(header), payload_bytes=payload_bytes)
-    read_frame(reader)
-    return reader
+class _Inside:
+    """An organ that stays in its container: its head is kept as it passes, the rest decrypted again where needed.
+
+    What is read a second time was authenticated chunk by chunk, not by the organ's digest: who may open it and changes
+    the file meanwhile could show this check another organ, which `open_organ` would refuse.
+    """
+
+    def __init__(self, reader: StreamReader, *, start: int, size_bytes: int) -> None:
+        self._reader, self._start, self._size_bytes, self._at = reader, start, size_bytes, 0
+        self._kept = bytearray()
+
+    def keep(self, block: memoryview) -> None:
+        self._kept += block[: _KEPT_BYTES - len(self._kept)]
+
+    def read(self, size: int, /) -> bytes:
+        into = bytearray(min(size, self._size_bytes - self._at))
+        self.read_at(self._at, memoryview(into))
+        self._at += len(into)
+        return bytes(into)
+
+    def read_at(self, offset: int, into: memoryview, /) -> None:
+        if offset + len(into) <= len(self._kept):
+            into[:] = self._kept[offset : offset + len(into)]
+            return
+        self._reader.seek(self._start + offset)
+        while into:
+            block = self._reader.take(len(into))
+            if not block:
+                raise BadContainer.because("an end within the organ")
+            into[: len(block)] = block
+            into = into[len(block) :]
 
 
-def _check_organ(file: Readable, passport: Passport) -> TensorHeader:
-    """Check 12: a well-formed organ, of the base and span that the passport claims, all of it finite."""
+def _reading_at(file: BinaryIO) -> ReadAt:
+    def read_at(offset: int, into: memoryview, /) -> None:
+        file.seek(offset)
+        file.readinto(into)  # type: ignore[attr-defined]  # our own file, which is as long as was written
+
+    return read_at
+
+
+def _check_organ(file: Readable, passport: Passport, *, peaks: Peaks, read_at: ReadAt) -> TensorHeader:
+    """Check 12: a well-formed organ, of the base and span that the passport claims, its weights finite and sane."""
     try:
         header = check_header(file, passport.organ_size_bytes, where="organ")
         manifest = read_manifest(header, where="organ")
@@ -284,7 +324,7 @@ def _check_organ(file: Readable, passport: Passport) -> TensorHeader:
             where="organ, manifest", expected="the base, span and family of its passport", got="others",
             hint="nothing was written; tell the author",
         )  # fmt: skip
-    check_finite(file, header)
+    check_weights(header, read_at=read_at, peaks=peaks)
     return header
 
 

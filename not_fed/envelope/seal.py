@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,11 +15,11 @@ from not_fed import files
 from not_fed.age import StreamWriter, write_header
 from not_fed.age.header import FILE_KEY_BYTES
 from not_fed.age.hybrid import wrap
-from not_fed.age.stream import NONCE_BYTES
+from not_fed.age.stream import NONCE_BYTES, Sink, sealed_size
 from not_fed.envelope.digest import BackgroundDigest
 from not_fed.envelope.frame import READ_BYTES, Frame, padme
 from not_fed.envelope.header import check_header
-from not_fed.envelope.label import RECIPIENT_ROLES, label_path, write_label
+from not_fed.envelope.label import MAX_LABEL_BYTES, RECIPIENT_ROLES, is_own_label, label_path, write_label
 from not_fed.envelope.manifest import read_manifest
 from not_fed.envelope.passport import Passport, read_passport
 from not_fed.envelope.waybill import MAX_RECIPIENTS, write_waybill
@@ -27,6 +27,7 @@ from not_fed.errors import InputError, TrustError
 from not_fed.keys.dsse import BadSignature
 from not_fed.keys.sealing import recipient_fingerprint
 from not_fed.keys.signing import Signer
+from not_fed.snapshots import FileState, Snapshot
 from not_fed.trust.members import Member, TrustedRoster
 
 VALID_FOR = timedelta(days=14)
@@ -67,6 +68,7 @@ class Sealed:
 def seal_organ(
     organ: Path, *, passport: bytes, sender: Signer, recipients: Sequence[str], roster: TrustedRoster, federation: str,
     round_number: int, out: Path, now: datetime, ttl: timedelta = VALID_FOR, pad: bool = False,
+    snapshot: Snapshot | None = None,
 ) -> Sealed:  # fmt: skip
     """Write `out` and `out`.label; both appear whole, or neither does.
 
@@ -76,6 +78,10 @@ def seal_organ(
         round_number: the round in which it is sent; 0 outside of rounds.
         ttl: how long recipients may open it.
         pad: hide the exact size.
+        snapshot: the digest of `organ` as its passport has it, and the file's state then. When the file is in that
+            state before its first byte is read and after its last, it is not hashed once more: a change in between
+            gives it another state. What a state cannot show (see `snapshots`) is sealed under a digest that it does
+            not have, and every recipient refuses it. In another state, or without a snapshot, it is hashed here.
     Raises:
         BadRecipients, OutputExists, NotAFile, BadTensorHeader, NotAnOrgan: nothing was written.
         UnknownMember, MemberNotActive, WrongRole: sender, author or a recipient, by today's roster.
@@ -92,14 +98,16 @@ def seal_organ(
         issued=now, expires=expires, pad=padding,
     )  # fmt: skip
     with ExitStack() as undo, files.open_regular(organ) as source:
+        known = snapshot if snapshot == _seen(source, claimed.organ_sha256) else None
         _check_organ(source, claimed, organ.name)
         with files.new_file(out) as file:
-            sha256 = _encrypt(source, file, Frame(line, passport), members, claimed, padding)
+            sha256 = _encrypt(source, file, Frame(line, passport), members, claimed, padding, known)
             size_bytes = file.tell()
             label = write_label(
                 federation=federation, round_number=round_number, signer=sender, to=tuple(to), issued=now,
                 expires=expires, sealed_sha256=sha256, size_bytes=size_bytes,
             )  # fmt: skip
+            _remove_orphan(label_path(out), sender=sender)
             files.write_atomic(label_path(out), label + b"\n")
             undo.callback(label_path(out).unlink)
         undo.pop_all()
@@ -107,6 +115,13 @@ def seal_organ(
         path=out, sha256=sha256, size_bytes=size_bytes, label=label, waybill_id=waybill.id,
         organ_sha256=claimed.organ_sha256, recipients=tuple(sorted(to)), expires=expires,
     )  # fmt: skip
+
+
+def _remove_orphan(label: Path, *, sender: Signer) -> None:
+    """The label comes first, so a kill may leave one without its sealed file: the sender's own makes way."""
+    with suppress(files.NotAFile, files.FileTooLarge):
+        if is_own_label(files.read_regular(label, max_bytes=MAX_LABEL_BYTES + 1), signer=sender):
+            label.unlink()
 
 
 def _recipients(names: Sequence[str], *, sender: Signer, roster: TrustedRoster, now: datetime) -> list[Member]:
@@ -164,22 +179,28 @@ def _check_organ(source: BinaryIO, passport: Passport, where: str) -> None:
 
 
 def _encrypt(
-    source: BinaryIO, file: BinaryIO, frame: Frame, members: Sequence[Member], passport: Passport, padding: int
-) -> str:
+    source: BinaryIO, file: BinaryIO, frame: Frame, members: Sequence[Member], passport: Passport, padding: int,
+    known: Snapshot | None,
+) -> str:  # fmt: skip
     """Header and payload; returns the SHA-256 of all that was written."""
     file_key, nonce = os.urandom(FILE_KEY_BYTES), os.urandom(NONCE_BYTES)
     stanzas = [wrap(file_key, recipient=member.recipient) for member in members]
+    header = write_header(stanzas, file_key=file_key)
+    plain_bytes = frame.overhead_bytes + passport.organ_size_bytes + padding
+    files.reserve(file, len(header) + sealed_size(plain_bytes))
     with BackgroundDigest() as sealed, BackgroundDigest() as organ:
 
         def sink(block: bytes | memoryview) -> None:
             sealed.update(block)
             file.write(block)
 
-        sink(write_header(stanzas, file_key=file_key) + nonce)
+        sink(header + nonce)
         writer = StreamWriter(sink, file_key=file_key, nonce=nonce)
         writer.write(frame.to_bytes())
-        _copy(source, writer, organ, passport.organ_size_bytes)
-        if organ.hexdigest() != passport.organ_sha256:
+        _copy(source, writer, passport.organ_size_bytes, tap=None if known else organ.update)
+        if known is None and organ.hexdigest() != passport.organ_sha256:
+            raise _changed("organ")
+        if known is not None and _seen(source, passport.organ_sha256) != known:
             raise _changed("organ")
         for start in range(0, padding, READ_BYTES):
             writer.write(bytes(min(READ_BYTES, padding - start)))
@@ -187,17 +208,21 @@ def _encrypt(
         return sealed.hexdigest()
 
 
-def _copy(source: BinaryIO, writer: StreamWriter, digest: BackgroundDigest, size_bytes: int) -> None:
-    buffers = [memoryview(bytearray(READ_BYTES)) for _ in range(2)]
+def _seen(source: BinaryIO, sha256: str) -> Snapshot:
+    return Snapshot(sha256=sha256, state=FileState.of(source.fileno()))
+
+
+def _copy(source: BinaryIO, writer: StreamWriter, size_bytes: int, *, tap: Sink | None) -> None:
+    """Read straight into the writer's own blocks."""
     left = size_bytes
     while left:
-        buffers.reverse()  # the other one may still be being hashed
-        count = source.readinto(buffers[0][: min(left, READ_BYTES)])  # type: ignore[attr-defined]
+        room = writer.room()[:left]
+        count = source.readinto(room)  # type: ignore[attr-defined]
         if not count:
             raise _changed("organ")
-        block = buffers[0][:count]
-        digest.update(block)
-        writer.write(block)
+        if tap is not None:
+            tap(room[:count])
+        writer.advance(count)
         left -= count
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
-from not_fed.envelope.finite import OrganNotFinite, check_finite
+from not_fed.envelope.finite import _LIMITS, MAX_WEIGHT, OrganAbsurd, OrganNotFinite, Peaks, check_weights
 from not_fed.envelope.header import ITEM_BYTES, check_header
 from tests.support.tiny import tiny_llama
 
@@ -68,18 +69,50 @@ def test_a_finite_check_sees_exactly_what_torch_sees(dtype: str) -> None:
         patterns = np.concatenate([random << np.uint64(1), random]).astype(f"u{bits // 8}")
     values = torch.from_numpy(patterns.view(f"i{bits // 8}")).view(DTYPES[dtype])
     finite = values.double().isfinite() if bits < 64 else values.isfinite()
+    sane = finite & (values.double().abs() < MAX_WEIGHT if dtype in ("F64", "F32", "BF16") else finite)
     assert finite.any()
-    good = values[finite].contiguous()
+    good = values[sane].contiguous()
     _check(good)
-    for bad in values[~finite][:50]:
-        with pytest.raises(OrganNotFinite):
-            _check(torch.cat([good[:100].view(torch.uint8), bad.reshape(1).view(torch.uint8)]).view(DTYPES[dtype]))
+    for kind, bad_values in ((OrganNotFinite, values[~finite]), (OrganAbsurd, values[finite & ~sane])):
+        for bad in bad_values[:50]:
+            with pytest.raises(kind):
+                _check(torch.cat([good[:100].view(torch.uint8), bad.reshape(1).view(torch.uint8)]).view(DTYPES[dtype]))
+    assert len(values[finite & ~sane]) or dtype not in ("F64", "F32", "BF16")
 
 
 def _check(values: torch.Tensor) -> None:
-    data = save({"a": torch.zeros(3, dtype=torch.int64), "w": values})
-    file = BytesIO(data)
-    check_finite(file, check_header(file, len(data)))
+    """Alone, and with the peaks of every way in which the bytes may have come; both must say the same."""
+    _check_file(save({"a": torch.zeros(3, dtype=torch.int64), "w": values}))
+
+
+def _check_file(data: bytes, *, lead: int = 0) -> list[int]:
+    """Returns how many bytes were read a second time, for blocks of several sizes."""
+    header = check_header(BytesIO(data), len(data))
+    verdicts: set[type[Exception] | None] = set()
+    read: list[int] = []
+    for size in (None, 8, 64, 8 * 1021, 8 * 4096 * 3, len(data) // 8 * 8 + 8):
+        if size == 8 and len(data) > 4096:
+            continue
+        peaks = None if size is None else Peaks()
+        for start in range(0, len(data), size or len(data)):
+            if peaks is not None:
+                copy = bytes(lead) + data[start : start + (size or 0)]  # `lead` moves it off its alignment in memory
+                peaks.add(memoryview(copy)[lead:])
+        read.append(0)
+
+        def read_at(offset: int, into: memoryview) -> None:
+            into[:] = data[offset : offset + len(into)]
+            read[-1] += len(into)
+
+        try:
+            check_weights(header, read_at=read_at, peaks=peaks)
+            verdicts.add(None)
+        except (OrganNotFinite, OrganAbsurd) as error:
+            verdicts.add(type(error))
+    assert len(verdicts) == 1, verdicts
+    if verdict := verdicts.pop():
+        raise verdict(where="", expected="", got="", hint="")
+    return read
 
 
 def test_a_nan_in_any_block_is_found() -> None:
@@ -94,6 +127,53 @@ def test_a_nan_in_any_block_is_found() -> None:
 
 def test_bits_of_whole_numbers_mean_nothing() -> None:
     data = save({"w": torch.full((10,), 0x7FC00000, dtype=torch.int32)})
-    file = BytesIO(data)
-    check_finite(file, check_header(file, len(data)))
+    assert _check_file(data) == [0] * 6
     assert json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["w"]["dtype"] == "I32"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_second_look_is_needed_only_where_something_is_wrong_or_mixed(dtype: torch.dtype) -> None:
+    """Low halves of float32 are random and look like NaN as float16: only the upper halves may count."""
+    values = torch.randn(200_000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    read = _check_file(save({"w": values}), lead=3)
+    assert read[0] == values.nbytes
+    for again, block in zip(read[1:4], (64, 8 * 1021, 8 * 4096 * 3), strict=True):
+        assert again < block + 8  # the block that the header ends in, whose letters are large numbers
+
+
+@st.composite
+def organ_like(draw: st.DrawFn) -> bytes:
+    """Tensors of any types side by side, at any place of a word; sane numbers, and at most one at or beyond a bound."""
+    entries: dict[str, object] = {}
+    body = bytearray()
+    for number, name in enumerate(draw(st.lists(st.sampled_from(sorted(DTYPES)), min_size=1, max_size=5))):
+        size, limit = ITEM_BYTES[name], _LIMITS.get(name)
+        sane = st.integers(0, (limit.absurd if limit else 1 << 8 * size) - 1)
+        patterns = draw(st.lists(sane, min_size=1, max_size=40))
+        if limit and draw(st.booleans()):
+            edge = draw(st.sampled_from([limit.absurd - 1, limit.absurd, limit.special - 1, limit.special]))
+            patterns[draw(st.integers(0, len(patterns) - 1))] = edge
+        sign = (1 << 8 * size - 1) * draw(st.booleans())
+        plain = b"".join((pattern | sign).to_bytes(size, "little") for pattern in patterns)
+        entries[f"t{number}"] = {
+            "dtype": name, "shape": [len(patterns)], "data_offsets": [len(body), len(body) + len(plain)]
+        }  # fmt: skip
+        body += plain
+    text = json.dumps(entries).encode() + b" " * draw(st.integers(0, 9))
+    return len(text).to_bytes(8, "little") + text + bytes(body)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=organ_like(), lead=st.integers(0, 7))
+def test_peaks_change_no_verdict(data: bytes, lead: int) -> None:
+    with suppress(OrganNotFinite, OrganAbsurd):
+        _check_file(data, lead=lead)
+
+
+def test_what_the_peaks_never_saw_is_read() -> None:
+    data = save({"w": torch.full((1000,), float("nan"))})
+    with pytest.raises(OrganNotFinite):
+        check_weights(
+            check_header(BytesIO(data), len(data)), peaks=Peaks(),
+            read_at=lambda offset, into: into.__setitem__(slice(None), data[offset : offset + len(into)]),
+        )  # fmt: skip
