@@ -15,7 +15,7 @@ from pathlib import Path
 
 from not_fed import files
 from not_fed.errors import InputError
-from not_fed.keys import KeyExposed, Opener, Secret, Signer, load_opener, load_signer
+from not_fed.keys import KeyExposed, LogSigner, Opener, Secret, Signer, load_log_signer, load_opener, load_signer
 from not_fed.trust.roster import TrustedRoster, load_roster
 
 MAX_PASSPHRASE_BYTES = 4096
@@ -54,6 +54,10 @@ class Home:
     def opener(self) -> Opener:
         """The key that opens; errors as `keys.load_opener`."""
         return load_opener(self.folder / "keys", passphrase=self._passphrase())
+
+    def log_signer(self) -> LogSigner:
+        """The keys of the log that this member keeps; errors as `keys.load_log_signer`."""
+        return load_log_signer(self.folder / "keys", passphrase=self._passphrase())
 
     def roster(self, now: datetime) -> TrustedRoster:
         """The roster, verified again from the pinned root."""

@@ -98,8 +98,13 @@ class _Seats:
             )
 
     def greet_newcomers(self) -> None:
-        """Ask every connection that is not known yet who it is."""
-        nonces = {node: new_id() for node in self._grid.get_node_ids() if node not in self._sites}
+        """Ask every connection that is not known yet who it is, and every site whose memory of the log is uncertain."""
+        uncertain = self._rounds.uncertain()
+        nonces = {
+            node: new_id()
+            for node in self._grid.get_node_ids()
+            if node not in self._sites or self._sites[node] in uncertain
+        }
         messages = [
             Message(RecordDict({"greeting": ConfigRecord({"nonce": nonce})}), node, "query.greet")
             for node, nonce in nonces.items()
@@ -120,11 +125,14 @@ class _Seats:
             log.warning("a connection did not say who it is: %s", str(answer.get("refused"))[:64])
             return None
         try:
-            site = verify_greeting(line, coordinator=plan.name, nonce=nonce, roster=self._rounds.roster, now=_now())
+            said = verify_greeting(line, coordinator=plan.name, nonce=nonce, roster=self._rounds.roster, now=_now())
         except NotFedError as error:
             log.warning("a connection could not prove who it is: %s", error)
             return None
-        return site if site in plan.sites else None
+        if said.site not in plan.sites:
+            return None
+        self._rounds.saw_log(said.site, size=said.log_size)
+        return said.site
 
 
 def _exchange(grid: Grid, rounds: Rounds, step: Step, nodes: Mapping[str, int]) -> None:
@@ -158,16 +166,24 @@ def _take(grid: Grid, rounds: Rounds, step: Step, sent: dict[str, tuple[str, flo
 def _message(order: Order, step: Step, node: int) -> Message:
     content = RecordDict(
         {
-            "order": ConfigRecord({"task": order.task, "labels": [label for label, _ in order.parcels]}),
+            "order": _papers(order),
             "parcels": ArrayRecord(
                 {
-                    str(number): Array(np.frombuffer(sealed, dtype=np.uint8))
-                    for number, (_, sealed) in enumerate(order.parcels)
+                    str(number): Array(np.frombuffer(parcel.sealed, dtype=np.uint8))
+                    for number, parcel in enumerate(order.parcels)
                 }
             ),
         }
     )
     return Message(content, node, "train", group_id=f"{step.kind}-{step.round}")
+
+
+def _papers(order: Order) -> ConfigRecord:
+    """Task and labels; with a log, the proof of each label and the log's growth too."""
+    papers = ConfigRecord({"task": order.task, "labels": [parcel.label for parcel in order.parcels]})
+    if order.log is not None:
+        papers["log"], papers["proofs"] = order.log, [parcel.proof or b"" for parcel in order.parcels]
+    return papers
 
 
 def _reply(message: Message) -> Reply:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from not_fed import canonical
 from not_fed.coordinator.bank import Bank
+from not_fed.coordinator.kept_log import open_log
 from not_fed.coordinator.plan import FederationPlan, load_plan
 from not_fed.coordinator.state import Answered, CoordinatorState, Delivered, DeliveryKind, Status, Step
 from not_fed.envelope.task import ParcelRef, Task, new_id, sign_task
@@ -40,12 +41,28 @@ class WrongAnswer(TrustError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OrderedParcel:
+    """A sealed organ on its way to a site, with its label, and the log's proof where there is a log."""
+
+    label: bytes
+    sealed: bytes
+    proof: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What one site is sent: the signed task, and (label, sealed organ) of each parcel in it that is not its own."""
+    """What one site is sent.
+
+    Attributes:
+        task: the signed task.
+        parcels: those of its sealed organs that are not the site's own.
+        log: the newest checkpoint and the proof that the log grew from what the site has seen; None without a log.
+    """
 
     site: str
     task: bytes
-    parcels: tuple[tuple[bytes, bytes], ...]
+    parcels: tuple[OrderedParcel, ...]
+    log: bytes | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +91,9 @@ class Rounds:
         self.roster = self._home.roster(now)
         self._signer = self._home.signer()
         self.bank = Bank(home / "bank")
+        self.log = open_log(self._home, name=self.plan.name, roster=self.roster, now=now)
+        self._log_sizes: dict[str, int] = {}  # site -> size of the log that it has seen, where that is certain
+        self._log_sent: dict[str, int] = {}  # site -> size of the log that it was sent, until it gives a good answer
         self.state = CoordinatorState(home)
         self.state.start_run(
             self.plan.run, plan_sha256=hashlib.sha256(canonical.dumps(self.plan.model_dump(mode="json"))).hexdigest()
@@ -102,10 +122,25 @@ class Rounds:
         parcels = []
         for ref in refs:
             sealed, label = self.bank.get(ref.sealed_sha256)
-            parcels.append((label, sealed))
+            proof = None if self.log is None else self.log.proof(label)
+            parcels.append(OrderedParcel(label=label, sealed=sealed, proof=proof))
             self._note_delivery(step, ref, sender=ref.sender, recipient=site)
         log.info("round %d: %s task to %s with %d sealed organs", step.round, step.kind, site, len(parcels))
-        return Order(site=site, task=task, parcels=tuple(parcels))
+        return Order(site=site, task=task, parcels=tuple(parcels), log=self._growth(site))
+
+    def _growth(self, site: str) -> bytes | None:
+        if self.log is None:
+            return None
+        self._log_sent[site] = self.log.size
+        return self.log.growth(self._log_sizes.pop(site, 0))
+
+    def saw_log(self, site: str, *, size: int) -> None:
+        """A site says, signed, up to which size it has seen the log."""
+        self._log_sizes[site] = size
+
+    def uncertain(self) -> set[str]:
+        """Sites that were sent the log's growth and gave no good answer since: nobody knows what they remember."""
+        return set() if self.log is None else set(self.plan.sites) - set(self._log_sizes)
 
     def accept(self, step: Step, site: str, reply: Reply, *, seconds: float, now: datetime) -> Status:
         """Count a reply. Never raises for anything that a site may send: a bad answer is noted under its code."""
@@ -121,6 +156,8 @@ class Rounds:
             size_bytes=size,
             seconds=seconds,
         )
+        if status in ("sealed", "received") and site in self._log_sent:
+            self._log_sizes[site] = self._log_sent.pop(site)
         if not self.state.answer(answered):
             log.info("round %d: %s sent an answer that was counted before", step.round, site)
             return status
@@ -186,6 +223,8 @@ class Rounds:
         ):
             raise _wrong("an organ that was not counted before", "the same one again")
         self.bank.put(reply.sealed, label=reply.label, roster=self.roster, now=now)
+        if self.log is not None:
+            self.log.enter(reply.label, now=now)
         ref = ParcelRef(sender=site, sealed_sha256=digest, size_bytes=len(reply.sealed), weight=1.0)
         self._note_delivery(step, ref, sender=site, recipient=self.plan.name)
         return digest, len(reply.sealed)
@@ -266,6 +305,8 @@ class Rounds:
             now=now,
         )
         self.bank.put(sealed, label=label, roster=self.roster, now=now)
+        if self.log is not None:
+            self.log.enter(label, now=now)
         digest = hashlib.sha256(sealed).hexdigest()
         self.state.set_aggregate(step.run, step.round, sealed_sha256=digest, size_bytes=len(sealed))
         log.info("round %d: aggregate of %d organs sealed to every site", step.round, len(good))

@@ -16,12 +16,12 @@ from pydantic import ConfigDict, Field, StringConstraints, ValidationError, mode
 
 from not_fed import canonical, files
 from not_fed.envelope import manifest as manifests
-from not_fed.envelope.dsse import MalformedSigned, Moment, Name, NewerFormat, Sha256, Statement
+from not_fed.envelope.dsse import MalformedSigned, Moment, Name, NewerFormat, Sha256, Stale, Statement
 from not_fed.envelope.header import check_header
 from not_fed.errors import InputError
 from not_fed.keys import dsse
 from not_fed.keys.signing import Signer
-from not_fed.trust.members import TrustedRoster
+from not_fed.trust.members import CLOCK_SKEW, TrustedRoster
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 PREDICATE_TYPE = "urn:not-fed:passport:v1"
@@ -214,12 +214,25 @@ def parse_passport(line: bytes) -> tuple[dsse.Unverified, Passport]:
     return unverified, Passport.from_payload(canonical.dumps(flat), where="passport, predicate")
 
 
-def read_passport(line: bytes, *, roster: TrustedRoster, now: datetime) -> Passport:
-    """A passport whose author is on the roster and signed it.
+def read_passport(
+    line: bytes, *, roster: TrustedRoster, now: datetime, logged_at: datetime | None = None
+) -> Passport:  # fmt: skip
+    """A passport whose author is on the roster and signed it, with the keys that were the author's at that time.
 
+    Args:
+        logged_at: when a log had it at the latest. An author whose time on the roster is over since, and who was not
+            revoked, is still the author of what it made before.
     Raises:
-        MalformedSigned, NewerFormat, BadSignature; UnknownMember, MemberNotActive, WrongRole.
+        MalformedSigned, NewerFormat, BadSignature, KeysRetired; UnknownMember, MemberNotActive, WrongRole.
+        Stale: made after now, or after it was logged.
     """
     unverified, passport = parse_passport(line)
-    unverified.verify(roster.member(passport.author, role=AUTHOR_ROLES, now=now).signing)
+    moment = logged_at or now
+    author = roster.member(passport.author, role=AUTHOR_ROLES, now=moment)
+    unverified.verify(author.signing_for(unverified.key_ids, at=passport.created))
+    if passport.created - moment > CLOCK_SKEW:
+        raise Stale(
+            where="passport, field created", expected=f"at most {canonical.format_time(moment)}",
+            got=canonical.format_time(passport.created), hint="nothing was opened; check this machine's clock",
+        )  # fmt: skip
     return passport

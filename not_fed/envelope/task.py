@@ -129,13 +129,18 @@ class Task(Statement):
 
 
 class Greeting(Statement):
-    """A site says to a coordinator that it is there: nothing else is known from a connection."""
+    """A site says to a coordinator that it is there: nothing else is known from a connection.
+
+    Attributes:
+        log_size: how much of the coordinator's log the site has seen; what it is sent must have grown from there.
+    """
 
     v: Literal[1]
     federation: Name
     site: Name
     coordinator: Name
     nonce: Hex128
+    log_size: int = Field(ge=0, lt=1 << 62)
     issued: Moment
 
 
@@ -176,8 +181,8 @@ def sign_greeting(greeting: Greeting, *, signer: Signer) -> bytes:
     return sign_statement(greeting, payload_type=GREETING_TYPE, signer=signer)
 
 
-def verify_greeting(line: bytes, *, coordinator: str, nonce: str, roster: TrustedRoster, now: datetime) -> str:
-    """The name of the site that signed this greeting for this coordinator and nonce.
+def verify_greeting(line: bytes, *, coordinator: str, nonce: str, roster: TrustedRoster, now: datetime) -> Greeting:
+    """The greeting, signed by the site that it names for this coordinator and nonce.
 
     Raises:
         MalformedSigned, BadSignature, BadGreeting, UnknownMember, MemberNotActive, WrongRole: anything else than that.
@@ -195,4 +200,4 @@ def verify_greeting(line: bytes, *, coordinator: str, nonce: str, roster: Truste
             got="another",
             hint="the connection is not used for any site",
         )
-    return greeting.site
+    return greeting

@@ -71,6 +71,7 @@ def prepare(
     progress: Progress = silent,
     policy: Mapping[str, Mapping[str, Any]] | None = None,
     plan: Mapping[str, Any] | None = None,
+    log: bool = True,
 ) -> Prepared:
     """Make the folder `out` with a home for the coordinator and one for each site; it appears whole or not at all.
 
@@ -78,6 +79,7 @@ def prepare(
         run: which of the file's runs; the first when not given.
         policy: site -> fields of its policy that differ from what the run needs.
         plan: fields of the coordinator's plan that differ.
+        log: whether the coordinator keeps a log.
     Raises:
         OutputExists: `out` is there. InputError: base or records cannot be read.
     """
@@ -87,7 +89,7 @@ def prepare(
     names = [site.name for site in federation.sites]
     with files.new_folder(out) as part:
         identities = {name: _make_home(part / "sites" / name, name) for name in names}
-        identities[COORDINATOR] = _make_home(part / COORDINATOR, COORDINATOR)
+        identities[COORDINATOR] = _make_home(part / COORDINATOR, COORDINATOR, log=log)
         _make_rosters(part, federation, chosen, identities)
         for site in federation.sites:
             home, changes = part / "sites" / site.name, (policy or {}).get(site.name, {})
@@ -112,11 +114,11 @@ def prepare(
     )
 
 
-def _make_home(home: Path, name: str) -> PublicIdentity:
+def _make_home(home: Path, name: str, *, log: bool = False) -> PublicIdentity:
     home.mkdir(mode=0o700, parents=True)
     passphrase = secrets.token_hex(32).encode()
     files.write_atomic(home / "passphrase", passphrase + b"\n")
-    return create_keys(home / "keys", name=name, passphrase=Secret(passphrase), work_factor=WORK_FACTOR)
+    return create_keys(home / "keys", name=name, passphrase=Secret(passphrase), work_factor=WORK_FACTOR, log=log)
 
 
 def _make_rosters(

@@ -9,6 +9,7 @@ from pathlib import Path
 from not_fed import files
 from not_fed.envelope.checks import Expectation
 from not_fed.envelope.open import Opened, open_organ, passport_path
+from not_fed.envelope.policy import ImportPolicy
 from not_fed.envelope.seen import CheckOnly
 from not_fed.envelope.task import ParcelRef
 from not_fed.errors import NotFedError, PeerError, TrustError
@@ -134,6 +135,7 @@ def _open_file(job: Job, parcel: Parcel, *, out: Path) -> Opened:
         round_number=job.task.parcels_round(),
         base_sha256=job.task.base_sha256,
         span=job.task.span,
+        demands=ImportPolicy(log_proof="required") if job.log_is_kept else None,
     )
     try:
         return open_organ(
@@ -144,6 +146,7 @@ def _open_file(job: Job, parcel: Parcel, *, out: Path) -> Opened:
             now=job.now,
             expect=expect,
             label=parcel.label,
+            proof=parcel.proof,
             seen=CheckOnly(job.state),
         )
     finally:

@@ -37,12 +37,13 @@ class BadMessage(InputError):
 
 
 def answer_order(content: RecordDict, context: Context) -> RecordDict:
-    """Do what an order asks: `order` with the task and labels, `parcels` with sealed bytes."""
+    """Do what an order asks: `order` has the task, labels, proofs and the log's growth, `parcels` the sealed bytes."""
     home = home_of(context)
 
     def answer() -> RecordDict:
-        line, parcels = _read(content)
-        return _content(answer_task(line, parcels=parcels, home=home, now=datetime.now(UTC), progress=current.get()))
+        line, parcels, growth = _read(content)
+        now = datetime.now(UTC)
+        return _content(answer_task(line, parcels=parcels, growth=growth, home=home, now=now, progress=current.get()))
 
     return _logged(home, answer)
 
@@ -81,15 +82,21 @@ def home_of(context: Context) -> Path:
     return sites[number]
 
 
-def _read(content: RecordDict) -> tuple[bytes, list[Parcel]]:
+def _read(content: RecordDict) -> tuple[bytes, list[Parcel], bytes | None]:
     order, parcels = content.get("order"), content.get("parcels")
     if not isinstance(order, ConfigRecord) or not isinstance(parcels, ArrayRecord):
         raise _bad("order and parcels")
     line, labels = order.get("task"), order.get("labels")
     if not isinstance(line, bytes) or not isinstance(labels, list) or len(labels) != len(parcels):
         raise _bad("a task, and a label for each parcel")
-    sealed = [_bytes(array) for array in parcels.values()]
-    return line, [Parcel(label=_checked(label), sealed=data) for label, data in zip(labels, sealed, strict=True)]
+    growth, proofs = order.get("log"), order.get("proofs", [b""] * len(labels))
+    if not isinstance(growth, bytes | None) or not isinstance(proofs, list) or len(proofs) != len(labels):
+        raise _bad("the log's growth, and a proof for each parcel")
+    found = [
+        Parcel(label=_checked(label), sealed=_bytes(array), proof=_checked(proof) or None)
+        for label, array, proof in zip(labels, parcels.values(), proofs, strict=True)
+    ]
+    return line, found, growth
 
 
 def _bytes(array: Array) -> bytes:
@@ -102,10 +109,10 @@ def _bytes(array: Array) -> bytes:
     return data.tobytes()
 
 
-def _checked(label: object) -> bytes:
-    if not isinstance(label, bytes):
-        raise _bad("labels as bytes")
-    return label
+def _checked(paper: object) -> bytes:
+    if not isinstance(paper, bytes):
+        raise _bad("labels and proofs as bytes")
+    return paper
 
 
 def _content(answer: Answer) -> RecordDict:

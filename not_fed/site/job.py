@@ -46,6 +46,11 @@ class Job:
         """The layers that this run trains."""
         return Span(*self.task.span)
 
+    @property
+    def log_is_kept(self) -> bool:
+        """Whether the roster says that the coordinator keeps a log: then every organ comes with its proof."""
+        return self.roster.member(self.task.coordinator, now=self.now).log is not None
+
     @cached_property
     def opener(self) -> Opener:
         """The key that opens what was sealed to this site."""

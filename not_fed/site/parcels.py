@@ -19,10 +19,11 @@ class ParcelsDiffer(TrustError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parcel:
-    """A sealed organ as it came, with its label."""
+    """A sealed organ as it came, with its label, and the log's proof where the coordinator keeps a log."""
 
     label: bytes
     sealed: bytes
+    proof: bytes | None = None
 
     @property
     def sha256(self) -> str:

@@ -1,7 +1,7 @@
 """A site's work on one task, as decisions: is it signed, may I, did I before, what came with it, train, seal, answer.
 
-The order is the promise: signature, then policy, then the site's own memory, and only then any work. What leaves is in
-`Answer` and nowhere else.
+The order is the promise: signature, then policy, then the log, then the site's own memory, and only then any work. What
+leaves is in `Answer` and nowhere else.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from not_fed.envelope.task import Greeting, Task, sign_greeting, verify_task
 from not_fed.errors import InputError
 from not_fed.home import Home
 from not_fed.progress import Progress, silent
+from not_fed.site.log_watch import seen_size, watch_log
 from not_fed.site.parcels import Parcel, check_parcels
 from not_fed.site.policy import load_policy, permit
 from not_fed.site.state import SiteState
@@ -49,19 +50,32 @@ def greet(nonce: str, *, home: Path, now: datetime) -> bytes:
     """Say who this site is, signed for its own coordinator and this nonce only."""
     policy = load_policy(home)
     greeting = Greeting(
-        v=1, federation=policy.federation, site=policy.name, coordinator=policy.coordinator, nonce=nonce, issued=now
+        v=1,
+        federation=policy.federation,
+        site=policy.name,
+        coordinator=policy.coordinator,
+        nonce=nonce,
+        log_size=seen_size(home, federation=policy.federation, keeper=policy.coordinator),
+        issued=now,
     )
     return sign_greeting(greeting, signer=Home(home).signer())
 
 
 def answer_task(
-    line: bytes, *, parcels: Sequence[Parcel], home: Path, now: datetime, progress: Progress = silent
+    line: bytes,
+    *,
+    parcels: Sequence[Parcel],
+    home: Path,
+    now: datetime,
+    growth: bytes | None = None,
+    progress: Progress = silent,
 ) -> Answer:
     """Do what a signed task asks, as far as this site's policy allows.
 
     Args:
         line: the task as it came. The same task again gets the same answer again, without work.
         parcels: the sealed organs that came with it.
+        growth: the coordinator's newest checkpoint, and the proof that its log grew from what this site has seen.
     Raises:
         NotFedError: refused or failed; only its code may leave the site.
     Proved by: tests/journeys/test_federation_bank.py::test_a_refused_task_does_no_work
@@ -70,6 +84,7 @@ def answer_task(
     roster = place.roster(now)
     task = verify_task(line, roster=roster, now=now)
     permit(task, policy=policy)
+    watch_log(growth, parcels=parcels, task=task, home=home, roster=roster, now=now)
     state, digest = SiteState(home), hashlib.sha256(line).hexdigest()
     with state.session():
         stored = state.answer_to(task, sha256=digest)

@@ -83,7 +83,7 @@ def tiny_federation(
 
 
 def tiny_prepared(folder: Path, **options: object) -> Prepared:
-    """`tiny_federation`, prepared in `folder`/run. `policy` and `plan` go to `prepare`.
+    """`tiny_federation`, prepared in `folder`/run. `policy`, `plan` and `log` go to `prepare`.
 
     Homes with the same options are made once for all tests of a process and copied.
     """
@@ -99,7 +99,8 @@ def _template(options: str) -> Prepared:
     changes = {name: chosen.pop(name) for name in ("policy", "plan") if name in chosen}
     folder = _TEMPLATES / hashlib.sha256(options.encode()).hexdigest()[:16]
     folder.mkdir()
-    return prepare(tiny_federation(folder, **chosen), out=folder / "run", **changes)
+    log = chosen.pop("log", False)
+    return prepare(tiny_federation(folder, **chosen), out=folder / "run", log=log, **changes)
 
 
 def a_task(prepared: Prepared, **changes: object) -> Task:
@@ -142,11 +143,13 @@ def ref(site: str, parcel: Parcel, *, weight: float = 1.0) -> ParcelRef:
 PRIVACY = ProposedPrivacy(epsilon=8.0, delta=1e-5)
 
 
-def ask(prepared: Prepared, site: str, line: bytes, parcels: Sequence[Parcel] = ()) -> RecordDict:
+def ask(
+    prepared: Prepared, site: str, line: bytes, parcels: Sequence[Parcel] = (), **papers: bytes | list[bytes]
+) -> RecordDict:
     """Send an order to one site through the bundle's ClientApp and Flower's serialisation; its answer's content."""
     grid = LocalGrid(load_app("clients"), [{"home": str(prepared.sites[site])}])
     arrays = {str(i): Array(np.frombuffer(parcel.sealed, np.uint8)) for i, parcel in enumerate(parcels)}
-    order = ConfigRecord({"task": line, "labels": [parcel.label for parcel in parcels]})
+    order = ConfigRecord({"task": line, "labels": [parcel.label for parcel in parcels]} | papers)
     content = RecordDict({"order": order, "parcels": ArrayRecord(arrays)})
     (reply,) = grid.send_and_receive([Message(content, grid.get_node_ids()[0], "train")])
     return reply.content

@@ -64,7 +64,9 @@ def test_every_site_gets_the_same_task_and_the_organs_of_the_others(prepared: Pr
     assert [ref.sender for ref in task.parcels] == list(SITES)
     for site, order in orders.items():
         others = sorted(name for name in SITES if name != site)
-        assert order.parcels == tuple((parcels[name].label, parcels[name].sealed) for name in others)
+        assert [(one.label, one.sealed) for one in order.parcels] == [
+            (parcels[name].label, parcels[name].sealed) for name in others
+        ]
 
 
 def test_an_answer_that_is_not_what_was_asked_does_not_count(prepared: Prepared) -> None:
@@ -164,7 +166,8 @@ def test_the_aggregator_leaves_out_what_would_spoil_the_mean(tmp_path: Path) -> 
     accept(rounds, FIRST, "ward", reply(organ(prepared, "ward", add=3.0)))
     rounds.close(FIRST, now=NOW)
     order = rounds.order(Step(run="first", round=2, kind="train"), "clinic", now=NOW)
-    ((label, sealed),) = order.parcels
+    (only,) = order.parcels
+    label, sealed = only.label, only.sealed
     (tmp_path / "aggregate.sealed").write_bytes(sealed)
     home = Home(prepared.sites["clinic"])
     opened = open_organ(

@@ -148,7 +148,7 @@ def greeting(**changes: object) -> Greeting:
 
 def test_a_greeting_names_its_site(roster: TrustedRoster) -> None:
     line = sign_greeting(greeting(), signer=CLINIC.signer)
-    assert verify_greeting(line, coordinator="hub", nonce="1" * 32, roster=roster, now=NOW) == "clinic"
+    assert verify_greeting(line, coordinator="hub", nonce="1" * 32, roster=roster, now=NOW).site == "clinic"
 
 
 @pytest.mark.parametrize(
