@@ -111,8 +111,9 @@ def rotate_keys(
     Raises:
         as `load_signer`; FolderBusy: another rotation is at work. TooManyRetired: shorten `keep`.
     Guarantees:
-        A kill at any moment leaves the old folder or the new one; other files in it come along. In a token a kill may
-        leave one key too many: a new one that nothing names, or the old one.
+        A kill at any moment leaves the old folder or the new one; other files in it come along. What a kill kept it
+        from deleting (a hidden folder beside this one, under the same passphrase) the next rotation deletes. In a token
+        a kill may leave one key too many: a new one that nothing names, or the old one.
     Proved by: tests/unit/test_keys_rotate.py::test_a_kill_leaves_the_old_keys_or_the_new_ones
     """
     moment = _moment(now)

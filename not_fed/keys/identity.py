@@ -178,6 +178,7 @@ def decode(text: str) -> bytes:
 
 def load_public_identity(path: Path) -> PublicIdentity:
     """The identity in a file, checked; or of a key folder, when `path` is one. Errors as `read_identity`."""
+    files.recover_folder(path)
     file = path / "identity.json" if os.path.isdir(path) else path  # noqa: PTH112  Path.is_dir raises on odd names
     line = files.read_regular(file, max_bytes=MAX_IDENTITY_BYTES)
     return read_identity(line.removesuffix(b"\n"), where=str(path.name))

@@ -79,6 +79,7 @@ def read_steward_identity(line: bytes, *, where: str) -> StewardIdentity:
 
 def load_steward_identity(path: Path) -> StewardIdentity:
     """The identity in a file, checked; or of a steward's key folder. Errors as `read_steward_identity`."""
+    files.recover_folder(path)
     file = path / "steward.json" if os.path.isdir(path) else path  # noqa: PTH112  Path.is_dir raises on odd names
     line = files.read_regular(file, max_bytes=MAX_IDENTITY_BYTES)
     return read_steward_identity(line.removesuffix(b"\n"), where=str(path.name))
