@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from not_fed.errors import InputError
+
 BUSY_TIMEOUT_S = 30.0
+
+
+class StoreDamaged(InputError):
+    """What this machine remembers cannot be read."""
+
+    code = "store-damaged"
 
 
 class Store:
@@ -47,11 +55,23 @@ class Store:
             raise
 
     def _connect(self) -> sqlite3.Connection:
-        if not self._path.exists():
+        try:
             os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise self._damaged(os.strerror(error.errno or 0).lower()) from None
         database = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         database.row_factory = sqlite3.Row
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-            database.execute(f"PRAGMA {pragma}")
-        database.executescript(self._schema)
+        try:
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                database.execute(f"PRAGMA {pragma}")
+            database.executescript(self._schema)
+        except sqlite3.DatabaseError as error:
+            database.close()
+            raise self._damaged(str(error)) from None
         return database
+
+    def _damaged(self, got: str) -> StoreDamaged:
+        return StoreDamaged(
+            where=str(self._path), expected="a database of its own, whole and free", got=got,
+            hint="nothing was done; restore it from a backup, and ask who else can write here",
+        )  # fmt: skip

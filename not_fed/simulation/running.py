@@ -12,12 +12,14 @@ from typing import Any, Literal
 from flwr.app import Message
 
 from not_fed.coordinator.bank import Bank
+from not_fed.coordinator.kept_log import log_folder
 from not_fed.coordinator.state import CoordinatorState
 from not_fed.progress import Progress, current, silent
 from not_fed.simulation.bundle import load_app
 from not_fed.simulation.grid import LocalGrid, Tap, server_context
 from not_fed.simulation.prepare import COORDINATOR, Prepared
 from not_fed.site.state import SiteState
+from not_fed.trust.log_folder import LogFolder
 
 Engine = Literal["inline", "ray"]
 
@@ -195,6 +197,9 @@ def _stored(prepared: Prepared, coordinator: CoordinatorState) -> dict[str, dict
             found["sealed organs"][field] -= found["sealed aggregates"][field]
     tasks = coordinator.tasks(prepared.run)
     found["tasks it signed"] = {"count": len(tasks), "bytes": sum(len(task) for task in tasks)}
+    if log_folder(prepared.coordinator).is_dir():
+        entries = list(LogFolder(log_folder(prepared.coordinator)).entries())
+        found["log entries"] = {"count": len(entries), "bytes": sum(len(entry) for entry in entries)}
     return found
 
 

@@ -142,6 +142,7 @@ def greeting(**changes: object) -> Greeting:
         "site": "clinic",
         "coordinator": "hub",
         "nonce": "1" * 32,
+        "log_size": 0,
     }
     return Greeting(**{**fields, "issued": NOW, **changes})
 
