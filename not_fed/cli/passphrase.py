@@ -44,7 +44,7 @@ def read_passphrase(file: Path | None, fd: int | None, *, confirm: bool = False)
     Raises:
         UsageError: two sources, or none and no terminal; or more than a passphrase. PassphraseExposed: the file is
         another user's, or readable by others.
-    Proved by: tests/attacks/test_keys.py::test_no_option_and_no_variable_takes_a_passphrase
+    Proved by: tests/attacks/test_keys_secrets.py::test_no_option_and_no_variable_takes_a_passphrase
     """
     return _read(file, fd, what="passphrase", confirm=confirm)
 

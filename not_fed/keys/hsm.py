@@ -247,7 +247,7 @@ def check_module(path: Path) -> Path:
 
     Guarantees: no expansion of variables or home folders, no search path. Whoever could write the library, or a folder
     above it, would run code in this process.
-    Proved by: tests/attacks/test_keys.py::test_a_module_that_others_could_replace_is_not_loaded
+    Proved by: tests/attacks/test_keys_token.py::test_a_module_that_others_could_replace_is_not_loaded
     """
     if not path.is_absolute() or ".." in path.parts:
         raise _no_module(path, "a relative path")

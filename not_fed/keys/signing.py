@@ -54,7 +54,7 @@ def check_ed25519(raw: bytes) -> bytes:
 class SigningKeys:
     """The public half: both raw keys; ValueError for what cannot be a key.
 
-    Proved by: tests/attacks/test_keys.py::test_a_public_key_under_which_anybody_can_sign_is_refused
+    Proved by: tests/attacks/test_keys_public.py::test_a_public_key_under_which_anybody_can_sign_is_refused
     """
 
     ed25519: bytes

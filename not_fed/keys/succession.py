@@ -41,7 +41,7 @@ class Succession:
     def check(self, *, name: str, old: str, new: PublicIdentity) -> None:
         """Raises SuccessionRefused unless it leads from the member `name` with the fingerprint `old` to `new`.
 
-        Proved by: tests/attacks/test_keys.py::test_a_succession_serves_one_name_and_two_identities
+        Proved by: tests/attacks/test_keys_public.py::test_a_succession_serves_one_name_and_two_identities
         """
         if (self.name, self.old, self.name, self.new) != (name, old, new.name, new.fingerprint):
             raise SuccessionRefused(
