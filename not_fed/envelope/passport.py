@@ -31,14 +31,15 @@ AUTHOR_ROLES = ("author", "aggregator")
 
 Positive = Annotated[float, Field(gt=0, le=1e12)]
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
-Round = Annotated[int, Field(ge=0, le=1 << 31)]
+MAX_ROUND = 1 << 31
+Round = Annotated[int, Field(ge=0, le=MAX_ROUND)]
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\z")]
 Metric = Annotated[float, Field(ge=-1e30, le=1e30)]
 
 
 class BadClaim(InputError):
-    """The organ's manifest makes a privacy claim that cannot be signed."""
+    """A passport was asked to say what it cannot say."""
 
     code = "bad-claim"
 
@@ -182,13 +183,20 @@ def new_passport(
         size_bytes = file.seek(0, 2)
         file.seek(0)
         manifest = manifests.read_manifest(check_header(file, size_bytes, where=organ.name), where=organ.name)
-    return Passport(
-        author=author, federation=federation, round=round_number, organ_sha256=organ_sha256 or files.sha256(organ),
-        organ_size_bytes=size_bytes, base_sha256=manifest.base_sha256, span=manifest.span, family=manifest.family,
-        parents=tuple(manifest.parents), dp=DpClaim.from_training(manifest.training),
-        audit=AuditResult.from_training(manifest.training), metrics=dict(metrics or {}), created=now, sharing=sharing,
-        salt=secrets.token_hex(16),
-    )  # fmt: skip
+    try:
+        return Passport(
+            author=author, federation=federation, round=round_number, organ_sha256=organ_sha256 or files.sha256(organ),
+            organ_size_bytes=size_bytes, base_sha256=manifest.base_sha256, span=manifest.span, family=manifest.family,
+            parents=tuple(manifest.parents), dp=DpClaim.from_training(manifest.training),
+            audit=AuditResult.from_training(manifest.training), metrics=dict(metrics or {}), created=now,
+            sharing=sharing, salt=secrets.token_hex(16),
+        )  # fmt: skip
+    except ValidationError as error:
+        field = ".".join(str(part)[:40] for part in error.errors(include_input=False)[0]["loc"][:2])
+        raise BadClaim(
+            where=f"passport, field {field}", expected="what docs/format.md allows", got="something else",
+            hint="names are plain, rounds small whole numbers, metrics finite",
+        ) from None  # fmt: skip
 
 
 def issue_passport(passport: Passport, *, signer: Signer) -> bytes:

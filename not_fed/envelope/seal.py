@@ -21,7 +21,7 @@ from not_fed.envelope.frame import READ_BYTES, Frame, padme
 from not_fed.envelope.header import check_header
 from not_fed.envelope.label import MAX_LABEL_BYTES, RECIPIENT_ROLES, is_own_label, label_path, write_label
 from not_fed.envelope.manifest import read_manifest
-from not_fed.envelope.passport import Passport, read_passport
+from not_fed.envelope.passport import MAX_ROUND, Passport, read_passport
 from not_fed.envelope.waybill import MAX_RECIPIENTS, write_waybill
 from not_fed.errors import InputError, TrustError
 from not_fed.keys.dsse import BadSignature
@@ -31,6 +31,7 @@ from not_fed.snapshots import FileState, Snapshot
 from not_fed.trust.members import Member, TrustedRoster
 
 VALID_FOR = timedelta(days=14)
+_LONGEST = timedelta(days=3650)
 
 
 class BadRecipients(InputError):
@@ -90,7 +91,7 @@ def seal_organ(
     members = _recipients(recipients, sender=sender, roster=roster, now=now)
     claimed = _check_passport(passport, sender=sender, roster=roster, now=now)
     _check_dispatch(claimed, sender=sender, roster=roster, federation=federation, round_number=round_number)
-    expires = (now + ttl).replace(microsecond=0)
+    expires = (now + _check_ttl(ttl)).replace(microsecond=0)
     to = {member.name: recipient_fingerprint(member.recipient) for member in members}
     padding = padme(claimed.organ_size_bytes) if pad else 0
     waybill, line = write_waybill(
@@ -146,6 +147,15 @@ def _check_passport(line: bytes, *, sender: Signer, roster: TrustedRoster, now: 
     return read_passport(line, roster=roster, now=now)
 
 
+def _check_ttl(ttl: timedelta) -> timedelta:
+    if timedelta(seconds=1) <= ttl <= _LONGEST:
+        return ttl
+    raise CannotDispatch(
+        where="validity", expected=f"a second to {_LONGEST.days:,} days", got=f"{ttl.days:,} days",
+        hint="recipients could never open it, or for ever; 14 days is the usual",
+    )  # fmt: skip
+
+
 def _check_dispatch(
     passport: Passport, *, sender: Signer, roster: TrustedRoster, federation: str, round_number: int
 ) -> None:
@@ -156,10 +166,10 @@ def _check_dispatch(
     ):
         if expected != got:
             raise CannotDispatch(where="passport", expected=expected, got=got, hint="use that federation's roster")
-    if passport.round > round_number:
+    if not passport.round <= round_number <= MAX_ROUND:
         raise CannotDispatch(
-            where="passport", expected=f"an organ of round {round_number} or before", got=f"round {passport.round}",
-            hint="name the round with --round",
+            where="round", expected=f"a round from {passport.round} (the organ's) to {MAX_ROUND}",
+            got=f"round {round_number}", hint="name the round with --round",
         )  # fmt: skip
     if passport.author != sender.name and passport.sharing != "federation":
         raise CannotDispatch(

@@ -1,51 +1,57 @@
-"""Adversary: another process of this machine, a full disk, a careless person.
+"""Adversary: another process of this machine, a full disk, a kill -9, a careless person: what happens to outputs.
 
-Powers: puts links, pipes and files where sealing and opening read and write; changes an organ while it is sealed.
-Always: nothing existing is overwritten, nothing is followed, nothing half-written stays.
+Powers: puts links, pipes and files where opening and sealing write, fills the disk, swaps folders, kills.
+Always: nothing existing is overwritten, nothing is followed, nothing half-written has a name.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
+import signal
 import stat
-from collections.abc import Callable
-from dataclasses import replace
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from not_fed import files
-from not_fed.envelope import issue_passport, new_passport, seal_organ
-from not_fed.envelope import seal as module
+from not_fed.envelope import open as opening
+from not_fed.envelope import seal as sealing
 from not_fed.envelope.label import label_path
 from not_fed.envelope.open import passport_path
-from not_fed.envelope.seal import BadRecipients, CannotDispatch, OrganChanged, Sealed
-from not_fed.errors import InputError, NotFedError
-from not_fed.files import NotAFile, OutputExists
-from not_fed.keys.dsse import BadSignature
-from not_fed.trust.members import MemberNotActive, UnknownMember, WrongRole
-from not_fed.trust.roster import revoke_member
-from tests.support.trust import FEDERATION, NOW, Federation, Parcel, Site, assert_refused, listing, organ_bytes
+from not_fed.errors import NotFedError
+from not_fed.files import NoSpace, NotAFile, OutputExists
+from tests.support.attacks import afterwards, assert_not_sealed, assert_opens, assert_seals, seal_again
+from tests.support.trust import Forger, Parcel, assert_refused, listing
+
+ROOT = Path(__file__).parents[2]
 
 
-def test_inputs_are_never_followed_and_never_block(parcel: Parcel) -> None:
-    """A link, a pipe, a folder and nothing at all where the sealed file should be."""
-    whole = parcel.path.rename(parcel.folder / "real.sealed")
-    makers: list[Callable[[], None]] = [
-        lambda: parcel.path.symlink_to(whole), lambda: os.mkfifo(parcel.path), parcel.path.mkdir,
-    ]  # fmt: skip
-    for make in makers:
-        make()
-        assert_refused(parcel, NotAFile)
-        parcel.path.rmdir() if parcel.path.is_dir() and not parcel.path.is_symlink() else parcel.path.unlink()
-    assert_refused(parcel, NotAFile)
-    whole.rename(parcel.path)
-    assert parcel.open().sender == "clinic"  # control
+@pytest.fixture
+def no_nameless_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without O_TMPFILE."""
+    monkeypatch.setattr(files, "_open_nameless", lambda folder, mode: None)
+
+
+def _no_links(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def link(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", link)
 
 
 @pytest.mark.parametrize("which", ["organ", "passport"])
 def test_nothing_that_exists_is_overwritten(parcel: Parcel, which: str) -> None:
-    """A file, a link to a file, a dangling link and a folder where the output should go."""
+    """A77. A file, a link to a file, a dangling link and a folder lie where the output should go.
+
+    Powers: puts anything into the output folder. Control: with the name free again, the organ is written.
+    """
     out = parcel.folder / "opened.organ"
     target = out if which == "organ" else passport_path(out)
     other = parcel.folder / "precious"
@@ -65,22 +71,38 @@ def test_nothing_that_exists_is_overwritten(parcel: Parcel, which: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "a\0b", "x" * 300, "missing/folder/x"],
-    ids=["empty", "dot", "dots", "nul", "long", "no-folder"],
+    ["", ".", "..", "a\0b", "x" * 300, "missing/folder/x", "knee.sealed/x", "../nowhere/x", "心" * 86],
+    ids=["empty", "dot", "dots", "nul", "long", "no-folder", "file-as-folder", "climbing", "long-in-bytes"],
 )
 def test_impossible_output_names_are_refused(parcel: Parcel, name: str) -> None:
+    """A76. The output's name is empty, a dot, holds NUL, is too long, or lies in a folder that does not exist.
+
+    Powers: names the output, as a script with a bad variable would. Control: a possible name is written.
+    """
     assert_refused(parcel, (NotAFile, OutputExists), out=parcel.folder / name)
+    assert_opens(parcel)
 
 
-@pytest.mark.parametrize("name", ["-rf", "--", "two\nlines", "ümläut 心", "a" * 200])
+@pytest.mark.parametrize("name", ["-rf", "--", "two\nlines", "ümläut 心", "a" * 200, "$(id)", "\x1b[2J", "a;b&c|d"])
 def test_strange_but_possible_output_names_work(parcel: Parcel, name: str) -> None:
+    """A84. The output's name starts with a dash, has a line feed or what a shell or terminal would act upon.
+
+    Powers: names the output. Control, which is the point: it is written under exactly this name, and nothing else is.
+    """
+    before = set(listing(parcel.folder))
     assert parcel.open(out=parcel.folder / name).organ.read_bytes() == parcel.organ
+    assert set(listing(parcel.folder)) - before == {name, f"{name}.passport"}
 
 
 def test_outputs_are_private_whatever_the_umask(parcel: Parcel) -> None:
+    """A78. The umask is 000, so that a careless program would leave organ and passport readable by everybody.
+
+    Powers: another user of the machine. Control: the outputs are written, and readable by their owner.
+    """
     before = os.umask(0)
     try:
         parcel.open()
+        seal_again(parcel)
     finally:
         os.umask(before)
     for path in (
@@ -88,41 +110,216 @@ def test_outputs_are_private_whatever_the_umask(parcel: Parcel) -> None:
         passport_path(parcel.folder / "opened.organ"),
         parcel.path,
         label_path(parcel.path),
+        parcel.folder / "again.sealed",
+        label_path(parcel.folder / "again.sealed"),
     ):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert (parcel.folder / "opened.organ").read_bytes() == parcel.organ
 
 
-def test_a_read_only_folder_and_a_full_disk_leave_nothing(parcel: Parcel, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = os.open("/dev/full", os.O_RDWR)
-    monkeypatch.setattr(files, "_open_nameless", lambda folder, mode: os.dup(full))  # every write says ENOSPC
+def test_an_output_is_private_from_its_first_byte(
+    parcel: Parcel, monkeypatch: pytest.MonkeyPatch, no_nameless_files: None
+) -> None:
+    """Own. Another user watches for the temporary file and opens it before its mode is set.
+
+    Powers: another user of the machine, umask 000. Control: the organ is written.
+    """
+    modes: list[int] = []
+
+    def look() -> None:
+        modes.extend(stat.S_IMODE(path.stat().st_mode) for path in parcel.folder.glob(".*.part"))
+
+    before = os.umask(0)
     try:
-        assert_refused(parcel, files.NoSpace)
+        with afterwards(monkeypatch, files, "_open_part", look):
+            assert_opens(parcel)
+    finally:
+        os.umask(before)
+    assert modes
+    assert set(modes) == {0o600}
+
+
+def test_a_full_disk_leaves_nothing(parcel: Parcel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A79. The disk is full when the first byte is written: opening and sealing are refused, nothing is left.
+
+    Powers: fills the disk. Control: with room again the organ is written and sealed.
+    """
+    full = os.open("/dev/full", os.O_RDWR)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "_open_nameless", lambda folder, mode: os.dup(full))  # every write says ENOSPC
+            assert_refused(parcel, NoSpace)
+            assert_not_sealed(parcel, NoSpace)
     finally:
         os.close(full)
+    assert_opens(parcel)
+    assert_seals(parcel)
 
 
-def test_without_nameless_files_the_part_file_is_swept(parcel: Parcel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system without O_TMPFILE, and one without hard links as well: whole or nothing, never an overwrite."""
+@pytest.mark.parametrize("way", ["nameless", "part"])
+def test_a_disk_that_fills_in_the_middle_leaves_nothing(big: Parcel, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """A79. The disk takes half of the file and no more, with nameless files and without.
+
+    Powers: fills the disk, or sets a limit on file sizes, while a file is written. Control: without the limit it opens.
+    """
+    if way == "part":
+        monkeypatch.setattr(files, "_open_nameless", lambda folder, mode: None)
+    assert_opens(big)  # modules that load late are loaded: the limit is for our files
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        assert_refused(big, NoSpace)
+        assert_not_sealed(big, NoSpace)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert_opens(big)
+    assert_seals(big)
+
+
+def test_too_little_room_is_known_before_anything_is_written(parcel: Parcel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A79. The disk says beforehand that the organ will not fit.
+
+    Powers: fills the disk. Control: with room for it the organ is written.
+    """
+    usage = opening.shutil.disk_usage(parcel.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(opening.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        assert_refused(parcel, NoSpace)
+    assert_opens(parcel)
+
+
+@contextmanager
+def _as_nobody_special() -> Iterator[None]:
+    """Root may write everywhere: as another user for a while, where one is root."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_read_only_folder_is_refused(parcel: Parcel) -> None:
+    """Own. The output folder may be read and not written; or it is one of the kernel's, in which nobody makes files.
+
+    Powers: sets the mode of the output folder. Control: when it may be written again, the organ is.
+    """
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        copy = Path(name) / "knee.sealed"
+        copy.write_bytes(parcel.path.read_bytes())
+        copy.chmod(0o644)
+        (Path(name) / "out").mkdir()
+        (Path(name) / "out").chmod(0o555)
+        path, parcel.path = parcel.path, copy
+        with _as_nobody_special(), pytest.raises(NotAFile):
+            parcel.open(out=Path(name) / "out" / "x.organ")
+        assert listing(Path(name) / "out") == {}
+        (Path(name) / "out").chmod(0o755)
+        assert parcel.open(out=Path(name) / "out" / "x.organ").organ.read_bytes() == parcel.organ
+        parcel.path = path
+    for folder in ("/proc", "/proc/self", "/sys", "/dev/null", "/dev/fd"):
+        assert_refused(parcel, (NotAFile, OutputExists), out=Path(folder) / "x.organ")
+
+
+KILLED = """
+import sys, time
+from not_fed import files
+from tests.support.trust import *
+
+folder, stop, publish = Path(sys.argv[1]), sys.argv[4], files._publish
+
+def ready(descriptor, part, parent, path, **more):
+    if path.name == stop:
+        print("ready", flush=True)
+        time.sleep(60)
+    publish(descriptor, part, parent, path, **more)
+
+(folder / "o").mkdir()
+parcel = Parcel(folder, Federation.make(folder / "roster"), organ=organ_bytes(floats=40_000))
+if sys.argv[2] == "part":
+    files._open_nameless = lambda folder, mode: None
+files._publish = ready
+if sys.argv[3] == "open":
+    parcel.open(out=folder / "o" / "x")
+else:
+    from tests.support.attacks import seal_again
+    seal_again(parcel, out=folder / "o" / "x")
+"""
+
+
+@pytest.mark.parametrize(
+    ("action", "last"), [("open", "x.passport"), ("open", "x"), ("seal", "x.label"), ("seal", "x")]
+)
+@pytest.mark.parametrize("way", ["nameless", "part"])
+def test_a_kill_leaves_no_output_and_the_next_writer_sweeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, action: str, last: str
+) -> None:
+    """A79. kill -9 in the last moment before a file gets its name, with nameless files and without.
+
+    Powers: kills the process, pulls the plug. Control: the next writer of that name finds no obstacle and sweeps.
+    """
+    words = [sys.executable, "-c", KILLED, str(tmp_path), way, action, last]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGKILL)
+    paper = {"open": "x.passport", "seal": "x.label"}[action]
+    left = list((tmp_path / "o").iterdir())
+    assert {path.name for path in left if not path.name.endswith(".part")} == ({paper} if last == "x" else set())
+    assert sum(path.name.endswith(".part") for path in left) == (way == "part") * (1 if last == "x" else 2)
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in left)
     monkeypatch.setattr(files, "_open_nameless", lambda folder, mode: None)
-    assert parcel.open(out=parcel.folder / "one.organ").organ.read_bytes() == parcel.organ
-    sealed = bytearray(parcel.path.read_bytes())
-    sealed[-1] ^= 1
-    whole = parcel.path.read_bytes()
-    parcel.path.write_bytes(sealed)
-    assert_refused(parcel, NotFedError)
-    parcel.path.write_bytes(whole)
+    for name in ("x", paper):
+        files.write_atomic(tmp_path / "o" / name, b"whole", overwrite=name == paper)
+    assert listing(tmp_path / "o") == {"x": 5, paper: 5}
 
-    def no_links(*_: object, **__: object) -> None:
-        raise PermissionError(1, "no hard links here")
 
-    monkeypatch.setattr(os, "link", no_links)
-    assert parcel.open(out=parcel.folder / "two.organ").organ.read_bytes() == parcel.organ
-    assert_refused(parcel, OutputExists, out=parcel.folder / "two.organ")
-    assert not [name for name in listing(parcel.folder) if name.endswith(".part")]
+def test_sweeping_touches_nothing_but_parts_of_the_dead(parcel: Parcel, no_nameless_files: None) -> None:
+    """Own. Links, hard links, folders, pipes and other people's files are given the names of stale parts.
+
+    Powers: puts anything into the output folder, hoping that sweeping follows it. Control: the organ is written.
+    """
+    precious = parcel.folder / "precious"
+    precious.mkdir()
+    (precious / "file").write_bytes(b"precious")
+    part = ".opened.organ.{:012x}.part".format
+    (parcel.folder / part(1)).symlink_to(precious)
+    (parcel.folder / part(2)).symlink_to(precious / "file")
+    os.link(precious / "file", parcel.folder / part(3))
+    (parcel.folder / part(4)).mkdir()
+    (parcel.folder / part(4) / "link").symlink_to(precious)
+    os.mkfifo(parcel.folder / part(5))
+    others = [".other.organ.0123456789ab.part", ".opened.organ.part", ".opened.organ.0123456789ab.part.txt", "x.part"]
+    for name in others:
+        (parcel.folder / name).write_bytes(b"theirs")
+    assert parcel.open().organ.read_bytes() == parcel.organ
+    assert (precious / "file").read_bytes() == b"precious"
+    assert all((parcel.folder / name).read_bytes() == b"theirs" for name in others)
+
+
+def test_a_part_of_a_living_writer_is_not_swept(tmp_path: Path, no_nameless_files: None) -> None:
+    """Own. Two writers of one name at once, on a file system without nameless files: neither sweeps the other's part.
+
+    Powers: starts a second command at the same moment. Control: the first to finish wins, the other is refused.
+    """
+    out = tmp_path / "x"
+    with pytest.raises(OutputExists), files.new_file(out) as first:
+        first.write(b"first")
+        with files.new_file(out) as second:
+            second.write(b"second")
+        assert out.read_bytes() == b"second"
+    assert out.read_bytes() == b"second"
+    assert listing(tmp_path) == {"x": 6}
 
 
 def test_the_output_folder_cannot_be_swapped_meanwhile(parcel: Parcel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder is renamed and a link put in its place after the first check: the output stays in the real one."""
+    """A80. The folder is renamed and a link put in its place after the first check: the output stays in the real one.
+
+    Powers: renames folders while an organ is written. Control: the organ is whole, in the folder that was named.
+    """
     real, trap = parcel.folder / "out", parcel.folder / "trap"
     real.mkdir()
     trap.mkdir()
@@ -140,108 +337,143 @@ def test_the_output_folder_cannot_be_swapped_meanwhile(parcel: Parcel, monkeypat
     assert "x.organ" not in listing(trap)
 
 
-def _seal(parcel: Parcel, **changes: object) -> Sealed:
-    arguments: dict[str, object] = {
-        "passport": parcel.passport_line, "sender": parcel.federation.clinic.signer, "recipients": ["hub", "lab"],
-        "roster": parcel.federation.roster, "federation": FEDERATION, "round_number": 3, "now": NOW,
-        "out": parcel.folder / "again.sealed",
-    } | changes  # fmt: skip
-    return seal_organ(parcel.organ_path, **arguments)  # type: ignore[arg-type]
+def test_without_nameless_files_the_part_file_is_swept(parcel: Parcel, no_nameless_files: None) -> None:
+    """A81. A file system without O_TMPFILE: a refused file leaves no part behind.
+
+    Powers: chooses the file system, a USB stick with FAT. Control: the organ is written whole.
+    """
+    assert parcel.open(out=parcel.folder / "one.organ").organ.read_bytes() == parcel.organ
+    whole = parcel.path.read_bytes()
+    parcel.path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert_refused(parcel, NotFedError)
+    parcel.path.write_bytes(whole)
+    assert_opens(parcel)
+    assert not [name for name in listing(parcel.folder) if name.endswith(".part")]
 
 
-def _assert_not_sealed(
-    parcel: Parcel, kind: type[NotFedError] | tuple[type[NotFedError], ...], **changes: object
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK], ids=errno.errorcode.get)
+def test_without_hard_links_nothing_is_overwritten(
+    parcel: Parcel, monkeypatch: pytest.MonkeyPatch, no_nameless_files: None, number: int
 ) -> None:
-    before = listing(parcel.folder)
-    with pytest.raises(kind):
-        _seal(parcel, **changes)
-    assert listing(parcel.folder) == before
+    """A81. A file system without O_TMPFILE and hard links: still whole or nothing, and never an overwrite.
+
+    Powers: chooses the file system, a USB stick with FAT. Control: the organ is written, and sealed.
+    """
+    _no_links(monkeypatch, number)
+    assert parcel.open(out=parcel.folder / "two.organ").organ.read_bytes() == parcel.organ
+    assert_refused(parcel, OutputExists, out=parcel.folder / "two.organ")
+    assert_seals(parcel)
+    with pytest.raises(OutputExists), files.new_file(parcel.folder / "three") as file:
+        file.write(b"mine")
+        (parcel.folder / "three").write_bytes(b"theirs")
+    assert (parcel.folder / "three").read_bytes() == b"theirs"
+    assert not [name for name in listing(parcel.folder) if name.endswith(".part")]
 
 
-def test_sealing_control(parcel: Parcel) -> None:
-    assert _seal(parcel, round_number=5, pad=True).recipients == ("hub", "lab")
-    parcel.path = parcel.folder / "again.sealed"
-    assert parcel.open().organ.read_bytes() == parcel.organ
+def test_nameless_files_that_cannot_get_a_name_are_a_refusal(parcel: Parcel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Own. A file system that has nameless files and refuses to name them: the refusal is typed, and nothing is left.
 
-
-def test_an_organ_cannot_change_while_it_is_sealed(
-    tmp_path: Path, federation: Federation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After the header was checked and before it was read: another weight, or a shorter file."""
-    parcel = Parcel(tmp_path, federation, organ=organ_bytes(floats=40_000))  # more than any read-ahead buffer holds
-    check = module._check_organ
-    for change in (parcel.organ[:-1] + b"\x7f", parcel.organ[:-8]):
-
-        def then(*arguments: object, change: bytes = change) -> None:
-            check(*arguments)  # type: ignore[arg-type]
-            parcel.organ_path.write_bytes(change)
-
-        monkeypatch.setattr(module, "_check_organ", then)
-        before = set(listing(parcel.folder))
-        with pytest.raises(OrganChanged):
-            _seal(parcel)
-        assert set(listing(parcel.folder)) == before
-        monkeypatch.setattr(module, "_check_organ", check)
-        _assert_not_sealed(parcel, NotFedError)  # before it starts: not the organ of this passport
-        parcel.organ_path.write_bytes(parcel.organ)
-
-
-@pytest.mark.parametrize(
-    ("recipients", "kind"),
-    [([], BadRecipients), (["clinic"], BadRecipients), (["hub", "hub"], BadRecipients), (["nobody"], UnknownMember),
-     (["hub", "HUB"], UnknownMember), ("hub", BadRecipients)],
-    ids=["nobody", "oneself", "twice", "unknown", "other-case", "a-bare-text"],
-)  # fmt: skip
-def test_only_members_named_once_can_be_sealed_to(parcel: Parcel, recipients: object, kind: type[NotFedError]) -> None:
-    _assert_not_sealed(parcel, kind, recipients=recipients)
-
-
-def test_revoked_expired_and_wrong_members_cannot_be_sealed_to_or_seal(tmp_path: Path) -> None:
-    federation = Federation.make(tmp_path / "roster")
-    (tmp_path / "work").mkdir()
-    parcel = Parcel(tmp_path / "work", federation)
-    revoked = revoke_member(federation.folder, name="lab", steward=federation.steward, now=NOW)
-    _assert_not_sealed(parcel, MemberNotActive, roster=revoked)
-    _assert_not_sealed(parcel, MemberNotActive, roster=revoked, sender=federation.lab.signer, recipients=["hub"])
-    _assert_not_sealed(parcel, UnknownMember, sender=Site.make("mallory").signer)
-    _assert_not_sealed(parcel, BadSignature, sender=Site.make("clinic").signer)
-    _assert_not_sealed(parcel, CannotDispatch, sender=federation.lab.signer, recipients=["hub"])
-    _assert_not_sealed(parcel, CannotDispatch, federation="highlands")
-    _assert_not_sealed(parcel, CannotDispatch, round_number=2)
-    relay = replace(federation.roster.members["lab"], roles=frozenset({"relay"}))
-    weaker = replace(federation.roster, members={**federation.roster.members, "lab": relay})
-    _assert_not_sealed(parcel, WrongRole, roster=weaker)
-    assert _seal(parcel).recipients == ("hub", "lab")  # control
-
-
-def test_what_is_no_organ_gets_no_passport(tmp_path: Path) -> None:
-    for number, data in enumerate((b"", b"\x80\x04pickle", organ_bytes()[:-1])):
-        path = tmp_path / f"{number}"
-        path.write_bytes(data)
-        with pytest.raises(InputError):
-            new_passport(path, author="clinic", federation=FEDERATION, round_number=0, now=NOW)
-
-
-def test_nobody_issues_a_passport_for_another(parcel: Parcel) -> None:
-    with pytest.raises(InputError):
-        issue_passport(parcel.passport, signer=parcel.federation.lab.signer)
-
-
-def test_a_label_that_is_in_the_way_leaves_no_sealed_file(parcel: Parcel) -> None:
-    label_path(parcel.folder / "again.sealed").write_bytes(b"mine")
-    _assert_not_sealed(parcel, OutputExists)
+    Powers: a sandbox that forbids linking. Control: where linking is allowed, the organ is written.
+    """
+    with monkeypatch.context() as patch:
+        _no_links(patch, errno.EPERM)
+        assert_refused(parcel, NotAFile)
+    assert_opens(parcel)
 
 
 def test_an_output_that_appears_meanwhile_leaves_no_label(parcel: Parcel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody takes the name while the organ is being sealed: their file stays, and no label lies beside it."""
-    encrypt, out = module._encrypt, parcel.folder / "again.sealed"
+    """A77. Somebody takes the name while the organ is being sealed: their file stays, and no label lies beside it.
 
-    def then(*arguments: object) -> str:
-        out.write_bytes(b"theirs")
-        return encrypt(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "_encrypt", then)
-    with pytest.raises(OutputExists):
-        _seal(parcel)
+    Powers: writes into the output folder at the worst moment. Control: with the name free again, it is sealed.
+    """
+    out = parcel.folder / "again.sealed"
+    with (
+        afterwards(monkeypatch, sealing, "_encrypt", lambda: out.write_bytes(b"theirs")),
+        pytest.raises(OutputExists),
+    ):
+        seal_again(parcel)
     assert out.read_bytes() == b"theirs"
     assert not label_path(out).exists()
+    out.unlink()
+    assert_seals(parcel)
+
+
+def test_a_label_that_is_in_the_way_leaves_no_sealed_file(parcel: Parcel) -> None:
+    """A77. Somebody's file lies where the label should go: no sealed file without its label, and their file stays.
+
+    Powers: writes into the output folder. Control: with the name free again, it is sealed.
+    """
+    label = label_path(parcel.folder / "again.sealed")
+    for make in (lambda: label.write_bytes(b"mine"), lambda: label.symlink_to(parcel.path), label.mkdir):
+        make()
+        assert_not_sealed(parcel, OutputExists)
+        label.rmdir() if label.is_dir() and not label.is_symlink() else label.unlink()
+    assert_seals(parcel)
+
+
+def test_no_output_is_also_an_input(parcel: Parcel) -> None:
+    """Own. The output is the sealed file, the organ, or a name whose passport or label would be one of them.
+
+    Powers: names outputs, as a script with two equal variables would. Control: with names of their own all is well.
+    """
+    whole = parcel.path.read_bytes()
+    assert_refused(parcel, OutputExists, out=parcel.path)
+    parcel.path = parcel.path.rename(parcel.folder / "x.passport")
+    assert_refused(parcel, OutputExists, out=parcel.folder / "x")
+    assert_not_sealed(parcel, OutputExists, out=parcel.organ_path)
+    parcel.organ_path = parcel.organ_path.rename(parcel.folder / "y.label")
+    assert_not_sealed(parcel, OutputExists, out=parcel.folder / "y")
+    assert parcel.organ_path.read_bytes() == parcel.organ
+    assert parcel.path.read_bytes() == whole
+    assert_opens(parcel)
+    assert_seals(parcel)
+
+
+def test_too_few_descriptors_are_a_refusal(parcel: Parcel) -> None:
+    """Own. The process may open only a few more files: each number from none to plenty is tried.
+
+    Powers: exhausts descriptors, or sets a low limit. Control: with enough of them the organ is written.
+    """
+    assert_opens(parcel)  # modules that load late are loaded
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    outcomes = set()
+    for more in range(12):
+        out = parcel.folder / f"{more}.organ"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + more, before[1]))
+        try:
+            opened = parcel.open(out=out)
+        except NotFedError as error:
+            outcomes.add(error.code)
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            assert not [name for name in listing(parcel.folder) if name.startswith((f"{more}.", "."))]
+        else:
+            outcomes.add("opened")
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            assert opened.organ.read_bytes() == parcel.organ
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert {"not-a-file", "opened"} <= outcomes
+
+
+def test_a_passport_is_never_left_without_its_organ_by_a_refusal(forger: Forger, parcel: Parcel) -> None:
+    """Own. The last check fails, after the passport was written: the organ's name is taken in that very moment.
+
+    Powers: writes into the output folder at the worst moment. Control: with the name free again, both are written.
+    """
+    out = parcel.folder / "opened.organ"
+    write: Callable[..., None] = files.write_atomic
+
+    def then(*arguments: object, **more: object) -> None:
+        write(*arguments, **more)
+        out.write_bytes(b"theirs")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "write_atomic", then)
+        with pytest.raises(OutputExists):
+            parcel.open()
+    assert out.read_bytes() == b"theirs"
+    assert not passport_path(out).exists()
+    out.unlink()
+    assert_opens(parcel)

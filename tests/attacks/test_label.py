@@ -16,9 +16,9 @@ from not_fed.envelope.label import MAX_LABEL_BYTES, LabelMismatch
 from not_fed.envelope.label import PAYLOAD_TYPE as LABEL_TYPE
 from not_fed.envelope.open import NothingToVerify
 from not_fed.errors import TrustError
-from not_fed.trust.members import UnknownMember
+from not_fed.trust.members import KeysRetired, UnknownMember
 from tests.support.attacks import assert_opens, check_outside, seal_again
-from tests.support.trust import NOW, Federation, Forger, Parcel, Site, assert_refused, organ_bytes, payload_of
+from tests.support.trust import NOW, Federation, Forger, Parcel, Site, assert_refused, days, organ_bytes, payload_of
 
 
 def test_an_insider_cannot_claim_anothers_parcel_with_a_label(forger: Forger, parcel: Parcel) -> None:
@@ -46,18 +46,23 @@ def test_a_relay_forwards_only_what_a_member_labelled(forger: Forger, parcel: Pa
     said = payload_of(parcel.sealed.label)
     assert check_outside(parcel, parcel.sealed.label)  # control
     mallory = Site.make("mallory").signer
-    refusals: list[tuple[bytes, type[TrustError]]] = [
+    refusals: list[tuple[bytes, type[TrustError] | tuple[type[TrustError], ...]]] = [
         (forger.sign(said | {"from": "mallory"}, LABEL_TYPE, mallory), UnknownMember),
         (forger.sign(said, LABEL_TYPE, mallory), BadSignature),
         (forger.sign(said, LABEL_TYPE, parcel.federation.lab.signer), BadSignature),
         (forger.sign(said | {"to": ["hub", "nobody"]}, LABEL_TYPE), UnknownMember),
         (forger.sign(said | {"to": ["lab", "hub"]}, LABEL_TYPE), MalformedSigned),
         (forger.sign(said | {"federation": "highlands"}, LABEL_TYPE), LabelMismatch),
-        (forger.sign(said | {"expires": "2026-11-24T11:00:00Z", "issued": "2026-11-01T00:00:00Z"}, LABEL_TYPE), Stale),
+        (
+            forger.sign(said | {"expires": "2026-11-24T11:00:00Z", "issued": "2026-11-01T00:00:00Z"}, LABEL_TYPE),
+            (Stale, KeysRetired),
+        ),
     ]
     for line, kind in refusals:
         with pytest.raises(kind):
             check_outside(parcel, line)
+    with pytest.raises(Stale):
+        check_outside(parcel, parcel.sealed.label, now=NOW + days(15))
 
 
 def test_a_label_is_for_one_file(parcel: Parcel) -> None:
