@@ -19,6 +19,7 @@ from not_fed.simulation.bundle import load_app
 from not_fed.simulation.grid import LocalGrid, Tap, server_context
 from not_fed.simulation.prepare import COORDINATOR, Prepared
 from not_fed.site.state import SiteState
+from not_fed.trust.log_entries import entry
 from not_fed.trust.log_folder import LogFolder
 
 Engine = Literal["inline", "ray"]
@@ -198,8 +199,9 @@ def _stored(prepared: Prepared, coordinator: CoordinatorState) -> dict[str, dict
     tasks = coordinator.tasks(prepared.run)
     found["tasks it signed"] = {"count": len(tasks), "bytes": sum(len(task) for task in tasks)}
     if log_folder(prepared.coordinator).is_dir():
-        entries = list(LogFolder(log_folder(prepared.coordinator)).entries())
-        found["log entries"] = {"count": len(entries), "bytes": sum(len(entry) for entry in entries)}
+        kinds = LogFolder(log_folder(prepared.coordinator)).audit()
+        size = sum(count * len(entry(kind, "0" * 64)) for kind, count in kinds.items())
+        found["log entries"] = {"count": sum(kinds.values()), "bytes": size}
     return found
 
 

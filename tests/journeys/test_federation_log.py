@@ -7,16 +7,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from flwr.app import ConfigRecord, RecordDict
 
 from not_fed.coordinator.kept_log import LogKeysDiffer, log_folder, open_log
-from not_fed.coordinator.rounds import Order, Rounds
+from not_fed.coordinator.rounds import Order, Reply, Rounds
+from not_fed.envelope.logged import label_entry
 from not_fed.home import Home
 from not_fed.simulation import Prepared, SimulationResult, run
 from not_fed.site.parcels import Parcel
 from not_fed.trust.log_checkpoint import log_origin
-from not_fed.trust.log_folder import LogFolder
+from not_fed.trust.log_entries import entry
+from not_fed.trust.log_folder import LogFolder, append_many, create_log
 from not_fed.trust.log_memory import remembered
-from tests.support.federation import SITES, a_task, an_organ, ask, refusal, seal_as, signed, tiny_prepared
+from tests.support.federation import SITES, a_task, ask, parcel_in, refusal, signed, tiny_prepared
 
 ORIGIN = log_origin("tiny", "coordinator")
 CLINIC, WARD, HOSPICE = SITES
@@ -34,8 +37,9 @@ def prepared(tmp_path: Path) -> Prepared:
 
 
 def test_the_log_has_every_organ_and_the_roster_and_nothing_else(result: SimulationResult) -> None:
-    entries = [entry.split(b" ")[1] for entry in LogFolder(log_folder(result.prepared.coordinator)).entries()]
-    assert entries == [b"roster", *[b"seal"] * 6]
+    found = LogFolder(log_folder(result.prepared.coordinator)).audit()
+    assert {kind: count for kind, count in found.items() if count} == {"roster": 1, "seal": 6}
+    assert result.stored["log entries"]["count"] == 7
 
 
 def test_every_site_remembers_the_log_up_to_what_it_was_last_sent(result: SimulationResult) -> None:
@@ -83,56 +87,73 @@ def _other_keys(prepared: Prepared) -> Path:
     return prepared.folder / "keys"
 
 
-def _second_round(prepared: Prepared, tmp_path: Path) -> Order:
-    """Round 1 is over without anybody's training: what the coordinator would send to the clinic in round 2."""
-    from not_fed.coordinator.rounds import Reply
-
+def _second_round(prepared: Prepared) -> Order:
+    """Round 1 with every site, really trained; then what the coordinator would send to the clinic in round 2."""
     now = datetime.now(UTC)
     rounds = Rounds(prepared.coordinator, now=now)
     step = rounds.next_step()
     assert step is not None
     for site in SITES:
-        rounds.order(step, site, now=now)
-        parcel = seal_as(prepared, site, an_organ(prepared, tmp_path / f"{site}.organ"))
-        assert (
-            rounds.accept(step, site, Reply(label=parcel.label, sealed=parcel.sealed), seconds=1, now=now) == "sealed"
-        )
+        parcel = parcel_in(_answer(prepared, rounds.order(step, site, now=now), site))
+        reply = Reply(label=parcel.label, sealed=parcel.sealed)
+        assert rounds.accept(step, site, reply, seconds=1, now=now) == "sealed"
     rounds.close(step, now=now)
     step = rounds.next_step()
     assert step is not None
     return rounds.order(step, CLINIC, now=now)
 
 
-def _ask(prepared: Prepared, order: Order, **changes: bytes | list[bytes] | None) -> str | None:
+def _answer(
+    prepared: Prepared, order: Order, site: str, **changes: bytes | list[bytes] | None
+) -> RecordDict:  # fmt: skip
     papers = {"log": order.log, "proofs": [parcel.proof or b"" for parcel in order.parcels]} | changes
     parcels = [Parcel(label=parcel.label, sealed=parcel.sealed) for parcel in order.parcels]
     kept = {name: value for name, value in papers.items() if value is not None}
-    return refusal(ask(prepared, CLINIC, order.task, parcels, **kept))
+    return ask(prepared, site, order.task, parcels, **kept)
+
+
+def _ask(prepared: Prepared, order: Order, **changes: bytes | list[bytes] | None) -> str | None:
+    return refusal(_answer(prepared, order, CLINIC, **changes))
 
 
 def test_a_coordinator_that_withholds_the_log_or_a_proof_is_refused(prepared: Prepared, tmp_path: Path) -> None:
-    """Own. Organs that are not in the log are sent. Powers: the coordinator's own. Control: with proofs they are taken."""
-    order = _second_round(prepared, tmp_path)
+    """Own. Organs that are not in the log are sent. Powers: the coordinator's. Control: the test after this one."""
+    order = _second_round(prepared)
     proofs = [parcel.proof or b"" for parcel in order.parcels]
     assert _ask(prepared, order, log=None, proofs=None) == "log-withheld"
     assert _ask(prepared, order, proofs=[proofs[0], b""]) == "log-withheld"
-    assert _ask(prepared, order, log=b"old 0\n\nnothing\n") == "note-malformed"
-    assert _ask(prepared, order, proofs=list(reversed(proofs))) == "nothing-usable"  # each proves the other organ
-    assert _ask(prepared, order) is None
+    assert _ask(prepared, order, log=b"old 0\n\nnothing\n") == "log-note-malformed"
+    swapped = _answer(prepared, order, CLINIC, proofs=list(reversed(proofs)))["answer"]  # each proves the other organ
+    assert isinstance(swapped, ConfigRecord)
+    left_out = swapped["left-out"]
+    assert isinstance(left_out, list)
+    assert [str(one).split(" ")[1] for one in left_out] == ["log-proof-refused"] * 2
 
 
-def test_a_coordinator_that_shows_two_logs_is_named(prepared: Prepared, tmp_path: Path) -> None:
-    """Own. One log for the clinic, another for the rest. Powers: log keys. Control: the log that only grew."""
-    honest = tmp_path / "honest"
-    shutil.copytree(prepared.coordinator, honest)
-    order = _second_round(prepared, tmp_path)
+def test_organs_that_come_with_their_proofs_are_taken(prepared: Prepared) -> None:
+    """The control of the test above, in a federation of its own, since a task is answered once."""
+    answer = _answer(prepared, _second_round(prepared), CLINIC)["answer"]
+    assert isinstance(answer, ConfigRecord)
+    assert (answer["received"], answer["left-out"]) == (2, [])
+
+
+def test_a_coordinator_that_shows_two_logs_is_named(prepared: Prepared) -> None:
+    """Own. One log for the clinic, another for the rest. Powers: log keys. Control: the log that only grew is taken."""
+    order, home, now = _second_round(prepared), Home(prepared.coordinator), datetime.now(UTC)
     assert _ask(prepared, order) is None
-    shutil.rmtree(prepared.coordinator)
-    shutil.copytree(honest, prepared.coordinator)  # begins again, with other organs: another log of the same size
-    forked = _second_round(prepared, tmp_path / "again") if (tmp_path / "again").mkdir() is None else order
-    assert _ask(prepared, forked) == "log-forked"
+    size = LogFolder(log_folder(home.folder)).checkpoint.size
+    shutil.rmtree(log_folder(home.folder))
+    create_log(log_folder(home.folder), federation="tiny", signer=home.log_signer(), now=now)
+    labels = [label_entry(parcel.label) for parcel in order.parcels]
+    others = [entry("seal", f"{number:064x}") for number in range(size - len(labels))]
+    append_many(log_folder(home.folder), labels + others, signer=home.log_signer(), now=now)
+    fork = LogFolder(log_folder(home.folder))
+    assert fork.checkpoint.size == size
+    proofs = [fork.proof(label) for label in labels]
+    assert _ask(prepared, order, log=fork.consistency_text(0), proofs=proofs) == "log-forked"
     evidence = list((prepared.sites[CLINIC] / "roster" / "trusted").glob("log.evidence.*"))
     assert len(evidence) == 1
+    assert _ask(prepared, order) is None  # the honest one still counts
 
 
 def test_without_a_log_on_the_roster_nothing_is_asked_for(tmp_path: Path) -> None:
