@@ -159,7 +159,7 @@ def reserve(file: BinaryIO, size_bytes: int) -> None:
     try:
         os.posix_fallocate(file.fileno(), 0, size_bytes)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
 
 

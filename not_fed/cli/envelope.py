@@ -68,16 +68,21 @@ def seal_command(
     """Sign an organ and encrypt it to others; nobody else can open it, and nobody can change it."""
     from not_fed.envelope import seal_organ
     from not_fed.keys import load_signer
+    from not_fed.snapshots import take_snapshot
     from not_fed.trust.roster import load_roster
 
     now = datetime.now(UTC)
     trusted = load_roster(roster, now=now)
     signer = load_signer(identity, passphrase=read_passphrase(passphrase_file, passphrase_fd))
     named = federation or trusted.federation
-    passport, round_number = _passport(organ, signer, federation=named, round_number=round_number, sharing=sharing)
+    snapshot = take_snapshot(organ)  # known since it was trained, or computed here: once either way
+    passport, round_number = _passport(
+        organ, signer, federation=named, round_number=round_number, sharing=sharing, organ_sha256=snapshot.sha256
+    )
     sealed = seal_organ(
         organ, passport=passport, sender=signer, roster=trusted, federation=named, round_number=round_number, out=out,
         recipients=[name for text in to for name in text.split(",")], now=now, ttl=timedelta(days=valid_days), pad=pad,
+        snapshot=snapshot,
     )  # fmt: skip
     result: dict[str, Any] = {
         "schema": "not-fed/sealed/1", "sealed": str(sealed.path), "label": f"{sealed.path}.label",
@@ -150,6 +155,7 @@ def open_command(
     """Check who made and who sent an organ, and only then write it."""
     from not_fed.envelope import find_delivery, open_organ
     from not_fed.keys import load_opener
+    from not_fed.snapshots import note_written
 
     trusted, delivery = trusted_roster(roster, accept_stale=accept_stale), find_delivery(sealed)
     expect = expectation(round_number, base_sha256, policy)
@@ -158,6 +164,7 @@ def open_command(
         sealed, opener=opener, roster=trusted, out=out, now=datetime.now(UTC), label=delivery.label,
         proof=delivery.proof, expect=expect, seen=waybill_memory(roster, again=again),
     )  # fmt: skip
+    note_written(opened.organ, opened.organ_sha256)
     result = {
         "schema": "not-fed/opened/1", "sender": opened.sender, "author": opened.author, "organ": str(opened.organ),
         "organ_sha256": opened.organ_sha256, "passport": f"{opened.organ}.passport", **roster_facts(trusted),
@@ -169,8 +176,8 @@ def open_command(
 
 
 def _passport(
-    organ: Path, signer: Signer, *, federation: str, round_number: int | None, sharing: Sharing
-) -> tuple[bytes, int]:
+    organ: Path, signer: Signer, *, federation: str, round_number: int | None, sharing: Sharing, organ_sha256: str
+) -> tuple[bytes, int]:  # fmt: skip
     """The passport to seal with and its round: another author's, when it lies beside the organ, else a new one."""
     from not_fed import files
     from not_fed.envelope import issue_passport, new_passport, passport_path
@@ -183,6 +190,6 @@ def _passport(
             return line, known.round if round_number is None else round_number
     passport = new_passport(
         organ, author=signer.name, federation=federation, round_number=round_number or 0, now=datetime.now(UTC),
-        sharing=sharing.value,
+        sharing=sharing.value, organ_sha256=organ_sha256,
     )  # fmt: skip
     return issue_passport(passport, signer=signer), passport.round

@@ -26,6 +26,7 @@ from not_fed.organ.fit import check_fit
 from not_fed.organ.merge import OrganMean
 from not_fed.organ.organ import read_organ
 from not_fed.resources.bases import find_base
+from not_fed.snapshots import take_snapshot
 from not_fed.trust.roster import TrustedRoster
 
 log = logging.getLogger("not_fed.coordinator")
@@ -70,9 +71,14 @@ def aggregate(
             work=work,
             now=now,
         )
-        passport = new_passport(organ, author=plan.name, federation=plan.federation, round_number=round_number, now=now)
+        snapshot = take_snapshot(organ)
+        passport = new_passport(
+            organ, author=plan.name, federation=plan.federation, round_number=round_number, now=now,
+            organ_sha256=snapshot.sha256,
+        )  # fmt: skip
         sealed = seal_organ(
             organ,
+            snapshot=snapshot,
             passport=issue_passport(passport, signer=signer),
             sender=signer,
             recipients=plan.sites,

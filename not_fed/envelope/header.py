@@ -23,12 +23,15 @@ ITEM_BYTES: Mapping[str, int] = {
 }  # fmt: skip
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 65_536
+ORGAN_HEADER_BYTES = 4 << 20  # a span is a part of a model, and its author may be hostile: what JSON becomes in memory
+ORGAN_TENSORS = 16_384  # is many times its length
 MAX_METADATA_ENTRIES = 64
 MAX_METADATA_BYTES = 4096
 MAX_DIMENSIONS = 8
 _MAX_INTEGER = 1 << 48
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 _LENGTH_BYTES = 8
+_MARKS_PER_TENSOR = 16  # one brace, two brackets, at most eleven commas
 
 
 class BadTensorHeader(InputError):
@@ -63,6 +66,11 @@ class TensorHeader:
     data_start: int
 
 
+def check_organ_header(file: Readable, size_bytes: int, *, where: str = "organ") -> TensorHeader:
+    """`check_header` within the limits of an organ; errors as there."""
+    return check_header(file, size_bytes, where=where, max_header_bytes=ORGAN_HEADER_BYTES, max_tensors=ORGAN_TENSORS)
+
+
 def check_header(
     file: Readable, size_bytes: int, *, where: str = "safetensors file", max_header_bytes: int = MAX_HEADER_BYTES,
     max_tensors: int = MAX_TENSORS, max_metadata_bytes: int = MAX_METADATA_BYTES,
@@ -81,6 +89,9 @@ def check_header(
     raw = file.read(length)
     if len(raw) != length or not raw.startswith(b"{"):
         raise _bad(where, "a JSON object right after the length", "something else")
+    marks = _MARKS_PER_TENSOR * max_tensors + 2 * MAX_METADATA_ENTRIES * max_metadata_bytes
+    if sum(map(raw.count, (b"{", b"[", b","))) > marks:  # before it becomes a million lists
+        raise _bad(where, f"1 to {max_tensors:,} tensors", "more brackets and commas than they need")
     try:
         entries = canonical.loads(raw, where=where)
     except canonical.BadJson as error:

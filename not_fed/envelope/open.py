@@ -24,7 +24,7 @@ from not_fed.envelope.checks import Checked, Expectation, OtherFederation, Other
 from not_fed.envelope.digest import BackgroundDigest
 from not_fed.envelope.finite import Peaks, ReadAt, check_weights
 from not_fed.envelope.frame import MAX_SEALED_BYTES, READ_BYTES
-from not_fed.envelope.header import BadTensorHeader, Readable, TensorHeader, check_header
+from not_fed.envelope.header import BadTensorHeader, Readable, TensorHeader, check_organ_header
 from not_fed.envelope.label import check_label, read_label
 from not_fed.envelope.logged import Inclusion, check_inclusion
 from not_fed.envelope.manifest import NotAnOrgan, read_manifest
@@ -312,7 +312,7 @@ def _reading_at(file: BinaryIO) -> ReadAt:
 def _check_organ(file: Readable, passport: Passport, *, peaks: Peaks, read_at: ReadAt) -> TensorHeader:
     """Check 12: a well-formed organ, of the base and span that the passport claims, its weights finite and sane."""
     try:
-        header = check_header(file, passport.organ_size_bytes, where="organ")
+        header = check_organ_header(file, passport.organ_size_bytes, where="organ")
         manifest = read_manifest(header, where="organ")
     except (BadTensorHeader, NotAnOrgan) as error:
         raise OrganMalformed(

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, StringConstraints, ValidationError, mode
 from not_fed import canonical, files
 from not_fed.envelope import manifest as manifests
 from not_fed.envelope.dsse import MalformedSigned, Moment, Name, NewerFormat, Sha256, Stale, Statement
-from not_fed.envelope.header import check_header
+from not_fed.envelope.header import check_organ_header
 from not_fed.errors import InputError
 from not_fed.keys import dsse
 from not_fed.keys.signing import Signer
@@ -182,7 +182,7 @@ def new_passport(
     with files.open_regular(organ) as file:
         size_bytes = file.seek(0, 2)
         file.seek(0)
-        manifest = manifests.read_manifest(check_header(file, size_bytes, where=organ.name), where=organ.name)
+        manifest = manifests.read_manifest(check_organ_header(file, size_bytes, where=organ.name), where=organ.name)
     try:
         return Passport(
             author=author, federation=federation, round=round_number, organ_sha256=organ_sha256 or files.sha256(organ),

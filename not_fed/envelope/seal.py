@@ -18,7 +18,7 @@ from not_fed.age.hybrid import wrap
 from not_fed.age.stream import NONCE_BYTES, Sink, sealed_size
 from not_fed.envelope.digest import BackgroundDigest
 from not_fed.envelope.frame import READ_BYTES, Frame, padme
-from not_fed.envelope.header import check_header
+from not_fed.envelope.header import check_organ_header
 from not_fed.envelope.label import MAX_LABEL_BYTES, RECIPIENT_ROLES, is_own_label, label_path, write_label
 from not_fed.envelope.manifest import read_manifest
 from not_fed.envelope.passport import MAX_ROUND, Passport, read_passport
@@ -181,7 +181,7 @@ def _check_dispatch(
 def _check_organ(source: BinaryIO, passport: Passport, where: str) -> None:
     size_bytes = source.seek(0, os.SEEK_END)
     source.seek(0)
-    manifest = read_manifest(check_header(source, size_bytes, where=where), where=where)
+    manifest = read_manifest(check_organ_header(source, size_bytes, where=where), where=where)
     source.seek(0)
     said = (manifest.base_sha256, manifest.span, manifest.family)
     if (size_bytes, *said) != (passport.organ_size_bytes, passport.base_sha256, passport.span, passport.family):

@@ -1,7 +1,7 @@
 """A base model's folder: what it holds, without loading it.
 
 Only headers are read to find tensors; bytes are read tensor by tensor. A base is known by a digest that does not depend
-on sharding or file names, computed once and remembered by path, size and modification time.
+on sharding or file names, computed once for each state of its files and remembered (snapshots.py).
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from not_fed import canonical, files
+from not_fed import canonical, files, snapshots
 from not_fed.envelope.header import check_header
 from not_fed.errors import FitError, InputError
 from not_fed.organ.anatomy import Family, Span, blood_type, family_of, layer_count
 from not_fed.progress import Progress, silent
+from not_fed.snapshots import FileState
 
 MAX_CONFIG_BYTES = 16 << 20
 _SHA_THREADS = 2
@@ -104,14 +104,12 @@ class Base:
     def sha256(self) -> str:
         """Digest of all tensors (see `digest_tensors`); computed once per state of the files, then remembered."""
         shards = sorted({place.file for place in self.places.values()})
-        stats = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns, stat.st_ino) for path in shards]
-        note = files.cache_folder() / "digests" / hashlib.sha256(canonical.dumps(stats)).hexdigest()
-        with suppress(InputError):
-            return files.read_regular(note, max_bytes=64).decode("ascii")
-        digest = digest_tensors(self.places, progress=self.progress)
-        with suppress(OSError, InputError):  # a cache that cannot be written costs time, nothing else
-            note.parent.mkdir(parents=True, exist_ok=True)
-            files.write_atomic(note, digest.encode(), overwrite=True)
+        states = [(path, FileState.of(path)) for path in shards]
+        digest = snapshots.recall("tensors", states)
+        if digest is None:
+            digest = digest_tensors(self.places, progress=self.progress)
+            if states == [(path, FileState.of(path)) for path in shards]:
+                snapshots.note("tensors", states, digest)
         return digest
 
     def span_places(self, span: Span) -> dict[str, Place]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from not_fed import canonical, files
-from not_fed.envelope.header import TensorHeader, check_header
+from not_fed.envelope.header import TensorHeader, check_organ_header
 from not_fed.envelope.manifest import FORMAT, KEY, NotAnOrgan, read_manifest
 from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import Place
+from not_fed.snapshots import Snapshot, take_snapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +98,14 @@ class OrganInfo:
         return self.path.stat().st_size
 
     @cached_property
+    def snapshot(self) -> Snapshot:
+        """The file's digest and its state, so that sealing need not hash it again."""
+        return take_snapshot(self.path)
+
+    @property
     def sha256(self) -> str:
         """Digest of the file: the name by which passports, waybills and recalls know it."""
-        return files.sha256(self.path)
+        return self.snapshot.sha256
 
 
 def read_organ(path: Path) -> OrganInfo:
@@ -109,7 +115,7 @@ def read_organ(path: Path) -> OrganInfo:
         NotAFile, NotAnOrgan, or the header's own InputError; never loads a tensor.
     """
     with files.open_regular(path) as stream:
-        header = check_header(stream, path.stat().st_size)
+        header = check_organ_header(stream, path.stat().st_size)
     return organ_of(header, path=path)
 
 

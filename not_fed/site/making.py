@@ -15,6 +15,7 @@ from not_fed.envelope.passport import Passport, issue_passport, new_passport
 from not_fed.envelope.seal import Sealed, seal_organ
 from not_fed.organ import train as training
 from not_fed.organ.data import read_records
+from not_fed.organ.organ import OrganInfo
 from not_fed.privacy.accounting import DpPlan, plan_dp
 from not_fed.site.job import Job
 from not_fed.site.prefix_cache import PREFIX_FOLDER, PrefixCache, forget_prefixes
@@ -32,7 +33,7 @@ def make_organ(job: Job, *, start: Path | None) -> tuple[Sealed, Mapping[str, ob
     began = time.monotonic()
     passport = issue_passport(_passport(job, trained), signer=job.signer)
     files.write_atomic(passport_path(trained.organ.path), passport + b"\n", overwrite=True)
-    sealed = _seal(job, trained.organ.path, passport)
+    sealed = _seal(job, trained.organ, passport)
     seconds = time.monotonic() - began
     job.state.keep(
         KeptOrgan(
@@ -130,12 +131,13 @@ def _passport(job: Job, trained: training.Trained) -> Passport:
     )
 
 
-def _seal(job: Job, organ: Path, passport: bytes) -> Sealed:
+def _seal(job: Job, organ: OrganInfo, passport: bytes) -> Sealed:
     out = job.home.private_folder("outbox") / f"{job.task.id}.sealed"
     for left in (out, label_path(out)):
         left.unlink(missing_ok=True)
     return seal_organ(
-        organ,
+        organ.path,
+        snapshot=organ.snapshot,
         passport=passport,
         sender=job.signer,
         recipients=job.recipients(),
