@@ -9,7 +9,7 @@ from typing import Annotated
 import click
 import typer
 
-from not_fed.cli import bench, demo, envelope, federation, intake, keys, log, organ, roster
+from not_fed.cli import bench, demo, envelope, federation, intake, keys, log, organ, recall, roster
 from not_fed.cli.output import report_error, say
 from not_fed.errors import NotFedError
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     add_completion=True,
     help="Federated training of neural organs: records stay home, a sealed organ travels.",
 )
-for group in (demo, federation, organ, envelope, intake, keys, roster, log, bench):
+for group in (demo, federation, organ, envelope, intake, keys, roster, recall, log, bench):
     group.register(app)
 
 

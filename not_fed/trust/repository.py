@@ -1,41 +1,42 @@
-"""TUF over a folder: the stock client of python-tuf decides, this module only feeds it and keeps what it remembers.
+"""TUF over files: the stock client of python-tuf decides; this module feeds it, and checks what TUF leaves open.
 
-R/repository   metadata and targets as TUF lays them out; this is what is handed to others
-R/trusted      the pinned root and the newest metadata that this machine has ever accepted
-
-Each check runs on a copy of R/trusted, which replaces the original only after everything held: a broken or hostile
-repository changes nothing here. Specification: https://theupdateframework.github.io/specification/latest/
+On top of TUF: enough people, not only enough keys (people.py). Timestamp and snapshot name what they vouch for by the
+digest of what was *signed*: several stewards sign one after the other, and with each signature the digest of the file
+itself would be another. Exactly two targets, no delegations.
+Specification: https://theupdateframework.github.io/specification/latest/
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from tuf.api import exceptions as tuf_errors
-from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
+from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
+from tuf.api.serialization import DeserializationError
 from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
-from not_fed import files
+from not_fed import canonical, files
 from not_fed.errors import InputError, NotFedError, TrustError
+from not_fed.trust import people
 
-TARGETS = ("roster.json", "recalls.json")
-PINNED = "pinned.root.json"
-MAX_FILE_BYTES = 5_000_000
-MAX_ROOT_BYTES = 512_000
+TARGETS: Final = ("roster.json", "recalls.json")
+SIGNED: Final = "x-not-fed-signed"
+PREVIOUS: Final = "x-not-fed-previous"
+NO_PREVIOUS: Final = "0" * 64
+MAX_FILE_BYTES: Final = 16_000_000
+MAX_METADATA_BYTES: Final = 512_000
+ROOT_NAME: Final = re.compile(r"([1-9][0-9]{0,8})\.root\.json")
 _METADATA_NAME = re.compile(r"(?:[1-9][0-9]{0,8}\.(?:root|snapshot|targets)|timestamp)\.json")
 _TARGET_NAME = re.compile(r"[0-9a-f]{64}\.(?:roster|recalls)\.json")
-_REMEMBERED = ("targets.json", "snapshot.json", "timestamp.json")
 _WHENEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -70,98 +71,197 @@ class RosterNotPinned(TrustError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
-    """What TUF accepted."""
+class Material:
+    """The files of one roster version: all that is needed to verify it again. `roots` begins with the pinned one."""
 
+    roots: tuple[bytes, ...]
+    timestamp: bytes
+    snapshot: bytes
+    targets: bytes
+    contents: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What TUF and the people check accepted."""
+
+    material: Material
     root: Root
     timestamp: Timestamp
     snapshot: Snapshot
     targets: Targets
-    contents: Mapping[str, bytes]
 
     @property
     def expires_at(self) -> datetime:
         """When the first of the four expires."""
         return min(part.expires for part in (self.root, self.timestamp, self.snapshot, self.targets))
 
+    def is_stale(self, now: datetime) -> bool:
+        """Past the date up to which the stewards promised that there is nothing newer."""
+        return min(self.timestamp.expires, self.snapshot.expires) <= now
 
-class _FolderFetcher(FetcherInterface):
-    """Reads `folder:///metadata/...` and `folder:///targets/...` below one folder; knows no network."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+class Source(Protocol):
+    """Where the files of a roster come from."""
+
+    def read(self, kind: str, name: str) -> bytes | None:
+        """A file of `metadata` or `targets`; None when there is none that may be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSource:
+    """A folder that anybody may have written: regular files of known names and sizes only."""
+
+    folder: Path
+
+    def read(self, kind: str, name: str) -> bytes | None:
+        """As Source says; links, FIFOs and whatever is too large count as missing."""
+        try:
+            return files.read_regular(self.folder / kind / name, max_bytes=MAX_FILE_BYTES)
+        except InputError:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class MaterialSource:
+    """Files at hand."""
+
+    files: Mapping[str, bytes]
+
+    def read(self, kind: str, name: str) -> bytes | None:
+        """As Source says."""
+        return self.files.get(f"{kind}/{name}")
+
+
+class _Fetcher(FetcherInterface):
+    """Reads `folder:///metadata/...` and `folder:///targets/...` from a source; knows no network."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         kind, _, name = urlsplit(url).path.lstrip("/").partition("/")
         known = {"metadata": _METADATA_NAME, "targets": _TARGET_NAME}.get(kind)
-        if known is None or not known.fullmatch(name):
+        data = self._source.read(kind, name) if known is not None and known.fullmatch(name) else None
+        if data is None:
             raise tuf_errors.DownloadHTTPError("no such file", 404)
-        try:
-            return iter([files.read_regular(self._folder / kind / name, max_bytes=MAX_FILE_BYTES)])
-        except InputError:
-            raise tuf_errors.DownloadHTTPError("no such file", 404) from None
+        return iter([data])
 
 
 def repository_of(source: Path) -> Path:
     """The TUF repository in a roster folder, or `source` itself when it is one; raises NotAFile."""
     for candidate in (source / "repository", source):
-        if (candidate / "metadata").is_dir():
-            return candidate
+        try:
+            if (candidate / "metadata").is_dir():
+                return candidate
+        except (OSError, ValueError):
+            continue
     raise files.NotAFile(where=str(source), expected="a roster folder", got="none", hint="create or pin one")
 
 
-def verify(folder: Path, *, repository: Path, now: datetime, accept_expired: bool = False) -> Verified:
-    """Check `repository` against what `folder`/trusted remembers, and remember the outcome.
+def layout(material: Material) -> dict[str, bytes]:
+    """Path to bytes, as TUF lays a repository out."""
+    found = {f"metadata/{_parse(data).signed.version}.root.json": data for data in material.roots}
+    snapshot, targets = (_parse(data).signed for data in (material.snapshot, material.targets))
+    found[f"metadata/{targets.version}.targets.json"] = material.targets
+    found[f"metadata/{snapshot.version}.snapshot.json"] = material.snapshot
+    for name, data in material.contents.items():
+        found[f"targets/{hashlib.sha256(data).hexdigest()}.{name}"] = data
+    return found | {"metadata/timestamp.json": material.timestamp}
+
+
+def verify(
+    source: Source, *, pinned: bytes, known: Material | None, now: datetime, accept_stale: bool = False,
+    accept_expired: bool = False,
+) -> Verified:  # fmt: skip
+    """Check what `source` offers against the pinned root and what is known; no state is changed.
 
     Args:
         now: the time against which expiry is judged.
-        accept_expired: for the steward who is about to renew it; all other checks stay.
+        accept_stale: go on past the dates of timestamp and snapshot. Every signature is checked all the same.
+        accept_expired: past all dates, for the steward who is about to renew it. All other checks stay.
     Raises:
-        RosterNotPinned, RosterExpired, RosterRollback, RosterUnsigned, RosterAltered: and then nothing was remembered.
+        RosterExpired, RosterRollback, RosterUnsigned, RosterAltered, RosterMalformed, TooFewPeople.
+    Proved by: tests/attacks/test_roster.py
     """
-    trusted = folder / "trusted"
-    with _locked(trusted), tempfile.TemporaryDirectory(prefix="not-fed-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="not-fed-") as scratch:
         stage = Path(scratch)
-        pinned = _read_pinned(trusted)
-        _copy_memory(trusted, stage)
+        _lay_out(known, stage)
         try:
-            verified = _run(stage, repository, pinned, reference=_WHENEVER if accept_expired else now)
-        except (tuf_errors.RepositoryError, tuf_errors.DownloadError) as error:
+            verified = _run(stage, source, pinned, reference=_WHENEVER if accept_stale or accept_expired else now)
+        except (tuf_errors.RepositoryError, tuf_errors.DownloadError, ValueError, KeyError, TypeError) as error:
             raise _translate(error) from None
-        _keep_memory(stage, trusted)
+    if accept_stale and min(verified.root.expires, verified.targets.expires) <= now:
+        raise _translate(tuf_errors.ExpiredMetadataError("root or targets"))
+    _check_bindings(verified)
+    _check_all_people(verified.material)
     return verified
 
 
-def copy_repository(source: Path, target: Path) -> None:
-    """Copy the files that a roster's repository has, and no others; the timestamp last, so it is never torn."""
-    for kind, known in (("targets", _TARGET_NAME), ("metadata", _METADATA_NAME)):
-        (target / kind).mkdir(parents=True, exist_ok=True)
-        names = sorted(entry.name for entry in (source / kind).iterdir() if known.fullmatch(entry.name))
-        for name in names:  # "timestamp" sorts after every number
-            data = files.read_regular(source / kind / name, max_bytes=MAX_FILE_BYTES)
-            _write_if_changed(target / kind / name, data, mode=0o644)
+def signed_sha256(metadata: Metadata[Any]) -> str:
+    """The digest of what signatures are over: the same whoever has signed so far."""
+    return hashlib.sha256(metadata.signed_bytes).hexdigest()
 
 
-def find_root(repository: Path, *, sha256: str) -> bytes:
-    """The root metadata of that digest; raises RosterNotPinned."""
-    for path in sorted((repository / "metadata").glob("*.root.json")):
-        data = files.read_regular(path, max_bytes=MAX_ROOT_BYTES)
-        if hashlib.sha256(data).hexdigest() == sha256:
-            return data
+def parse_metadata(data: bytes) -> Metadata[Any]:
+    """A metadata file, strictly JSON, not verified; raises RosterAltered."""
+    try:
+        canonical.loads(data, where="roster")
+        return _parse(data)
+    except (DeserializationError, canonical.BadJson) as error:
+        raise _translate(error) from None
+
+
+def find_root(source: Path, *, sha256: str) -> bytes:
+    """The root of that digest, which is over its signed part; raises RosterNotPinned."""
+    for name in sorted(_names(source / "metadata")):
+        data = FolderSource(source).read("metadata", name) if ROOT_NAME.fullmatch(name) else None
+        try:
+            if data is not None and signed_sha256(parse_metadata(data)) == sha256:
+                return data
+        except TrustError:
+            continue
     raise RosterNotPinned(
         where="roster to pin", expected=f"a root with digest {sha256[:16]}...", got="none of that digest",
         hint="compare the digest with a steward; never pin what the same channel told you",
     )  # fmt: skip
 
 
-def _run(stage: Path, repository: Path, pinned: bytes, *, reference: datetime) -> Verified:
+def altered(got: str) -> RosterAltered:
+    """The error for one observation."""
+    return RosterAltered(
+        where="roster", expected="the newest version, signed and current", got=got,
+        hint="nothing was changed; ask a steward for a fresh copy",
+    )  # fmt: skip
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in folder.iterdir()]
+    except OSError:
+        return []
+
+
+def _lay_out(known: Material | None, stage: Path) -> None:
+    """What TUF remembers, where it looks for it."""
+    (stage / "root_history").mkdir()
+    if known is None:
+        return
+    for data in known.roots:
+        (stage / "root_history" / f"{_parse(data).signed.version}.root.json").write_bytes(data)
+    for name in ("timestamp", "snapshot", "targets"):
+        (stage / f"{name}.json").write_bytes(getattr(known, name))
+
+
+def _run(stage: Path, source: Source, pinned: bytes, *, reference: datetime) -> Verified:
     updater = Updater(
         metadata_dir=str(stage), metadata_base_url="folder:///metadata/", target_dir=str(stage),
-        target_base_url="folder:///targets/", fetcher=_FolderFetcher(repository), bootstrap=pinned,
-        config=UpdaterConfig(timestamp_max_length=MAX_ROOT_BYTES),  # each steward adds 7 KB of signatures
+        target_base_url="folder:///targets/", fetcher=_Fetcher(source), bootstrap=pinned,
+        config=UpdaterConfig(timestamp_max_length=MAX_METADATA_BYTES),  # each steward adds 7 KB of signatures
     )  # fmt: skip
-    known = updater._trusted_set
-    known.reference_time = reference  # TUF asks the clock once, here; ours comes from the caller
+    trusted = updater._trusted_set
+    first = trusted.root.version
+    trusted.reference_time = reference  # TUF asks the clock once, here; ours comes from the caller
     updater.refresh()
     contents = {}
     for name in TARGETS:
@@ -169,9 +269,39 @@ def _run(stage: Path, repository: Path, pinned: bytes, *, reference: datetime) -
         if info is None:
             raise tuf_errors.RepositoryError("a target is missing")
         contents[name] = Path(updater.download_target(info, str(stage / f"target.{name}"))).read_bytes()
+    roots = [f"root_history/{number}.root.json" for number in range(first, trusted.root.version + 1)]
+    material = Material(
+        roots=tuple((stage / name).read_bytes() for name in roots), contents=contents,
+        **{name: (stage / f"{name}.json").read_bytes() for name in ("timestamp", "snapshot", "targets")},
+    )  # fmt: skip
     return Verified(
-        root=known.root, timestamp=known.timestamp, snapshot=known.snapshot, targets=known.targets, contents=contents
-    )
+        material=material, root=trusted.root, timestamp=trusted.timestamp, snapshot=trusted.snapshot,
+        targets=trusted.targets,
+    )  # fmt: skip
+
+
+def _check_bindings(verified: Verified) -> None:
+    """What TUF leaves open: which of several signed files of one version, and what else may be in them."""
+    material = verified.material
+    targets, snapshot = parse_metadata(material.targets), parse_metadata(material.snapshot)
+    named = (verified.timestamp.unrecognized_fields.get(SIGNED), verified.snapshot.unrecognized_fields.get(SIGNED))
+    if named != (signed_sha256(snapshot), signed_sha256(targets)):
+        raise altered("files that do not match each other")
+    if set(verified.targets.targets) != set(TARGETS) or verified.targets.delegations is not None:
+        raise altered("more than a roster and its recalls")
+
+
+def _check_all_people(material: Material) -> None:
+    roots = [parse_metadata(data) for data in material.roots]
+    for before, root in zip([roots[0], *roots], roots, strict=False):
+        people.check_people(before.signed, root)
+        people.check_people(root.signed, root)
+    for data in (material.targets, material.snapshot, material.timestamp):
+        people.check_people(roots[-1].signed, parse_metadata(data))
+
+
+def _parse(data: bytes) -> Metadata[Any]:
+    return Metadata.from_bytes(data)
 
 
 def _translate(error: Exception) -> NotFedError:
@@ -181,59 +311,7 @@ def _translate(error: Exception) -> NotFedError:
         (tuf_errors.UnsignedMetadataError, RosterUnsigned, "too few valid signatures"),
     )
     found = next(((kind, got) for tuf_kind, kind, got in kinds if isinstance(error, tuf_kind)), None)
-    kind, got = found or (RosterAltered, "files that do not match each other")
-    return kind(
-        where="roster", expected="the newest version, signed and current", got=got,
-        hint="nothing was changed; ask a steward for a fresh copy",
-    )  # fmt: skip
-
-
-@contextmanager
-def _locked(trusted: Path) -> Iterator[None]:
-    """One check at a time, so that no process can replace a newer memory by an older one."""
-    try:
-        descriptor = os.open(trusted, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        raise _not_pinned(trusted) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _read_pinned(trusted: Path) -> bytes:
-    try:
-        return files.read_regular(trusted / PINNED, max_bytes=MAX_ROOT_BYTES)
-    except InputError:
-        raise _not_pinned(trusted) from None
-
-
-def _not_pinned(trusted: Path) -> RosterNotPinned:
-    return RosterNotPinned(
-        where=str(trusted), expected="a pinned root", got="none",
-        hint="not-fed roster pin SOURCE --root-sha256 DIGEST --out R, with the digest from a steward",
-    )  # fmt: skip
-
-
-def _memory(folder: Path) -> list[Path]:
-    """Relative paths of what TUF remembers; the timestamp last."""
-    roots = sorted(path.relative_to(folder) for path in (folder / "root_history").glob("*.root.json"))
-    return [*roots, *(Path(name) for name in _REMEMBERED if (folder / name).is_file())]
-
-
-def _copy_memory(trusted: Path, stage: Path) -> None:
-    (stage / "root_history").mkdir()
-    for path in _memory(trusted):
-        (stage / path).write_bytes(files.read_regular(trusted / path, max_bytes=MAX_FILE_BYTES))
-
-
-def _keep_memory(stage: Path, trusted: Path) -> None:
-    for path in _memory(stage):
-        (trusted / path).parent.mkdir(exist_ok=True)
-        _write_if_changed(trusted / path, (stage / path).read_bytes(), mode=0o600)
-
-
-def _write_if_changed(path: Path, data: bytes, *, mode: int) -> None:
-    if not path.is_file() or path.read_bytes() != data:
-        files.write_atomic(path, data, overwrite=True, mode=mode)
+    plain = altered("files that do not match each other")
+    if found is None:
+        return plain
+    return found[0](where=plain.where, expected=plain.expected, got=found[1], hint=plain.hint)

@@ -1,58 +1,78 @@
-"""The roster a site trusts: pinned once by digest, then checked by TUF at every load, offline.
+"""The roster a site trusts: pinned once by digest, then checked at every load, offline.
 
-    R/repository   what is handed to others, on any medium
-    R/trusted      what this machine trusts: the pinned root and the newest metadata ever accepted
+    R/trusted      what this machine trusts; a load reads nothing else
+    R/repository   the same for others, on any medium
+    R/draft        a steward's: a change that still waits for signatures
 
-Refused: a rollback, an expired roster, an edited one, a mixture of versions, anything not signed by enough stewards
-with both kinds of key, and any roster at all before a root was pinned: there is no trust on first use.
+Refused: a rollback, an expired roster, an edited one, a mixture of versions, a fork, anything not signed by enough
+stewards, as keys and as people, a recall that disappears, and any roster at all before a root was pinned: there is no
+trust on first use.
 """
 
 from __future__ import annotations
 
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from not_fed import files
-from not_fed.trust import repository
+from not_fed.trust import memory, repository
+from not_fed.trust.ceremony import FRESH_FOR, NotASteward, forget_outdated
 from not_fed.trust.members import (
     ROLES,
     BadRole,
+    KeysRetired,
     Member,
     MemberExists,
     MemberNotActive,
+    Recall,
     RosterMalformed,
     TrustedRoster,
     UnknownMember,
     WrongRole,
-    read_roster,
 )
-from not_fed.trust.repository import RosterAltered, RosterExpired, RosterNotPinned, RosterRollback, RosterUnsigned
+from not_fed.trust.memory import ClockSetBack, Memory
+from not_fed.trust.people import TooFewPeople
+from not_fed.trust.recall import RecallRemoved, Withdrawal, read_withdrawal
+from not_fed.trust.repository import (
+    FolderSource,
+    RosterAltered,
+    RosterExpired,
+    RosterNotPinned,
+    RosterRollback,
+    RosterUnsigned,
+    signed_sha256,
+)
 from not_fed.trust.stewards import (
-    FRESH_FOR,
-    NotASteward,
     add_member,
+    change_stewards,
     create_roster,
     recall_organ,
     renew_roster,
     revoke_member,
+    rotate_member,
 )
+from not_fed.trust.takeover import RosterForked, already_there, first_trust, roster_of, take_over, trusted
 
 __all__ = [
-    "FRESH_FOR", "ROLES", "BadRole", "Member", "MemberExists", "MemberNotActive", "NotASteward", "RosterAltered",
-    "RosterExpired", "RosterMalformed", "RosterNotPinned", "RosterRollback", "RosterUnsigned", "TrustedRoster",
-    "UnknownMember", "WrongRole", "add_member", "create_roster", "load_roster", "pin_roster", "recall_organ",
-    "renew_roster", "revoke_member", "root_sha256", "update_roster",
+    "FRESH_FOR", "ROLES", "BadRole", "ClockSetBack", "KeysRetired", "Member", "MemberExists", "MemberNotActive",
+    "NotASteward", "Recall", "RecallRemoved", "RosterAltered", "RosterExpired", "RosterForked", "RosterMalformed",
+    "RosterNotPinned", "RosterRollback", "RosterUnsigned", "TooFewPeople", "TrustedRoster", "UnknownMember",
+    "WrongRole", "add_member", "add_withdrawal", "change_stewards", "create_roster", "load_roster", "pin_roster",
+    "recall_organ", "renew_roster", "revoke_member", "root_sha256", "rotate_member", "update_roster",
 ]  # fmt: skip
 
 
-def load_roster(folder: Path, *, now: datetime) -> TrustedRoster:
-    """The roster in `folder`, verified again, offline.
+def load_roster(folder: Path, *, now: datetime, accept_stale: bool = False) -> TrustedRoster:
+    """The roster that this machine trusts, verified again, offline; changes nothing on the disk.
 
+    Args:
+        accept_stale: go on past the date up to which the stewards vouch that there is nothing newer; the result says
+            `stale`. Signatures, root and members' own dates are checked all the same.
     Raises:
-        RosterNotPinned, RosterExpired, RosterRollback, RosterUnsigned, RosterAltered, RosterMalformed.
+        RosterNotPinned, RosterExpired, RosterUnsigned, TooFewPeople, RosterAltered, RosterMalformed, ClockSetBack.
+    Proved by: tests/attacks/test_roster.py::test_accepting_a_stale_roster_skips_no_signature
     """
-    return _read(repository.verify(folder, repository=folder / "repository", now=now))
+    known, verified = trusted(folder, now=now, accept_stale=accept_stale)
+    return roster_of(known, verified, now=now)
 
 
 def pin_roster(source: Path, *, root_sha256: str, out: Path, now: datetime | None = None) -> None:
@@ -61,37 +81,58 @@ def pin_roster(source: Path, *, root_sha256: str, out: Path, now: datetime | Non
     Raises:
         OutputExists; RosterNotPinned when no root has that digest; and all that `load_roster` raises.
     """
-    origin = repository.repository_of(source)
-    with files.new_folder(out) as part:
-        repository.copy_repository(origin, part / "repository")
-        root = repository.find_root(part / "repository", sha256=root_sha256.lower())
-        (part / "trusted").mkdir(mode=0o700)
-        files.write_atomic(part / "trusted" / repository.PINNED, root)
-        load_roster(part, now=now or datetime.now(UTC))
+    if memory.exists(out):
+        raise already_there(out)
+    _pin(source, root_sha256=root_sha256.lower(), out=out, now=now or datetime.now(UTC))
 
 
 def update_roster(folder: Path, *, source: Path, now: datetime) -> TrustedRoster:
-    """Take over a newer roster from `source` if it holds; otherwise `folder` stays as it was.
+    """Take over a newer roster, and withdrawals, from `source` if it holds; otherwise `folder` stays as it was.
 
+    Args:
+        source: a roster folder, its `repository`, or a draft that enough stewards have signed.
     Raises:
-        as `load_roster`; RosterRollback when `source` is older than what `folder` has seen.
+        as `load_roster`; RosterRollback: `source` is older than what `folder` has seen; RosterForked, RecallRemoved.
     """
     origin = repository.repository_of(source)
-    with tempfile.TemporaryDirectory(prefix="not-fed-") as scratch:
-        copy = Path(scratch)  # checked and installed from one copy, whatever happens to the source meanwhile
-        repository.copy_repository(origin, copy)
-        roster = _read(repository.verify(folder, repository=copy, now=now))
-        repository.copy_repository(copy, folder / "repository")
+    waiting = memory.signed_here(folder)
+    if (
+        waiting is not None and waiting.version == 1 and not memory.exists(folder)
+    ):  # a founder of this roster, who signed its root
+        roster = _pin(source, root_sha256=waiting.root_sha256, out=folder, now=now)
+    else:
+        roster = take_over(folder, source=FolderSource(origin), recalls=origin / "recalls", now=now)
+    forget_outdated(folder)
     return roster
 
 
+def add_withdrawal(folder: Path, line: bytes, *, now: datetime) -> Withdrawal:
+    """Take over one withdrawal that came by another way; twice is once.
+
+    Raises:
+        as `load_roster` and `read_withdrawal`.
+    """
+    with memory.locked(folder):
+        known, verified = trusted(folder, now=now, accept_stale=True)
+        line = line.removesuffix(b"\n")
+        withdrawal = read_withdrawal(line, roster=roster_of(known, verified, now=now), now=now)
+        mark = (withdrawal.recall.by, withdrawal.recall.organ_sha256)
+        if mark not in {(each.recall.by, each.recall.organ_sha256) for each in known.withdrawn}:
+            known = Memory(material=known.material, withdrawn=(*known.withdrawn, withdrawal), accepted=known.accepted)
+            memory.write(folder, known, lines={withdrawal: line})
+        memory.hand_on(folder, known)
+    return withdrawal
+
+
 def root_sha256(folder: Path) -> str:
-    """The digest of the root that `folder` is pinned to, for telling others; raises NotAFile."""
-    return files.sha256(folder / "trusted" / repository.PINNED)
+    """The digest of the root that `folder` is pinned to, for telling others; raises RosterNotPinned."""
+    return signed_sha256(repository.parse_metadata(memory.read(folder).material.roots[0]))
 
 
-def _read(verified: repository.Verified) -> TrustedRoster:
-    return read_roster(
-        verified.contents["roster.json"], verified.contents["recalls.json"], version=verified.targets.version,
-        expires_at=verified.expires_at,
-    )  # fmt: skip
+def _pin(source: Path, *, root_sha256: str, out: Path, now: datetime) -> TrustedRoster:
+    origin = repository.repository_of(source)
+    root = repository.find_root(origin, sha256=root_sha256)
+    older = memory.older_roots_of(origin, before=repository.parse_metadata(root).signed.version)
+    return first_trust(
+        out, source=FolderSource(origin), root=root, recalls=origin / "recalls", older_roots=older, now=now
+    )

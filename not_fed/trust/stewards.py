@@ -1,33 +1,41 @@
-"""What stewards do: create a roster, enrol, revoke, recall and renew; each time a new numbered version, signed.
+"""What stewards decide: enrol, extend, rotate, revoke, recall, renew, exchange a steward.
 
-Every steward has two keys, Ed25519 and ML-DSA-65, and the threshold is chosen so that no single algorithm can reach it:
-with one steward both keys, with three stewards four of six. All four TUF roles use these keys, because a hospital has
-no online signer; hence the long expiry.
+Each decision is an edit of members and recalls; `ceremony.propose` makes a draft of it for several stewards to sign.
+The functions here that take `steward` do all in one step, for those who are enough on their own.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
 
-from securesystemslib.signer import CryptoSigner
-from tuf.api import exceptions as tuf_errors
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from pydantic import ValidationError
 
-from not_fed import canonical, files
-from not_fed.errors import InputError, TrustError
+from not_fed import canonical
+from not_fed.errors import InputError
 from not_fed.keys.identity import PublicIdentity, check_name
 from not_fed.keys.signing import Steward
-from not_fed.trust import repository
+from not_fed.keys.steward import StewardIdentity
+from not_fed.keys.succession import read_succession
+from not_fed.trust.ceremony import (
+    FRESH_FOR,
+    VALID_FOR,
+    BadExpiry,
+    BadStewards,
+    Edit,
+    NotASteward,
+    Proposal,
+    propose,
+    propose_first,
+    publish,
+)
 from not_fed.trust.members import (
     RECALLS_FORMAT,
     ROSTER_FORMAT,
     MemberEntry,
     MemberExists,
+    MemberNotActive,
     RecallEntry,
     RecallsFile,
     RosterFile,
@@ -35,247 +43,234 @@ from not_fed.trust.members import (
     UnknownMember,
     check_distinct,
     member_entry,
-    read_roster,
+    rotated,
 )
+from not_fed.trust.people import People, threshold
 
-FRESH_FOR = timedelta(days=90)  # timestamp and snapshot: how long a site believes that nothing newer exists
-VALID_FOR = timedelta(days=365)  # root, targets and memberships
-_ROLES = (Root.type, Targets.type, Snapshot.type, Timestamp.type)
-_Part = TypeVar("_Part", Root, Targets, Snapshot, Timestamp)
-_Edit = Callable[[RosterFile, RecallsFile], tuple[RosterFile, RecallsFile]]
+Stewards = Steward | Sequence[Steward]
 
 
-class NotASteward(TrustError):
-    """These keys may not sign this roster, or not alone."""
+class BadRecall(InputError):
+    """A recall names an organ by its SHA-256, and says why."""
 
-    code = "not-a-steward"
-
-
-class BadExpiry(InputError):
-    """A roster must expire, and not at once."""
-
-    code = "bad-expiry"
-
-
-def threshold(stewards: int) -> int:
-    """How many of the 2 x `stewards` keys must sign: more than all keys of one algorithm.
-
-    >>> [threshold(n) for n in (1, 2, 3, 5)]
-    [2, 4, 4, 6]
-    """
-    return 2 * (stewards // 2 + 1)
+    code = "bad-recall"
 
 
 def create_roster(
-    folder: Path, *, federation: str, steward: Steward | Sequence[Steward],
-    members: Sequence[tuple[PublicIdentity, Iterable[str]]], expires_in: timedelta = FRESH_FOR,
-    valid_for: timedelta = VALID_FOR, now: datetime | None = None,
+    folder: Path, *, federation: str, steward: Stewards, members: Sequence[tuple[PublicIdentity, Iterable[str]]],
+    expires_in: timedelta = FRESH_FOR, valid_for: timedelta = VALID_FOR, now: datetime | None = None,
 ) -> str:  # fmt: skip
     """Make a roster folder whose root this machine trusts from then on; hand out its `repository`.
 
     Args:
-        steward: who signs; several together sign at once.
+        steward: all stewards, who sign at once; with several, on several machines: `first_proposal`.
         members: identities whose fingerprints the steward has compared, each with its roles.
         expires_in: how long sites may rely on it before they need a renewed one.
     Returns:
-        the root's SHA-256, which others pin.
+        the root's SHA-256, over its signed part, which others pin.
     Raises:
-        OutputExists, BadName, BadRole, MemberExists, BadExpiry.
+        OutputExists, BadName, BadRole, MemberExists, BadExpiry, BadStewards.
     """
-    moment = _moment(now)
-    stewards = (steward,) if isinstance(steward, Steward) else tuple(steward)
+    people = {each.name: each.public for each in _all(steward)}
+    if len(people) != len(_all(steward)):
+        raise BadStewards(
+            where="stewards", expected="a name for each", got="one name twice", hint="one key folder each"
+        )
+    proposal = first_proposal(
+        folder, federation=federation, stewards=people, members=members, expires_in=expires_in, valid_for=valid_for,
+        now=now,
+    )  # fmt: skip
+    _at_once(proposal, steward)
+    return proposal.root_sha256
+
+
+def first_proposal(
+    folder: Path, *, federation: str, stewards: People, members: Sequence[tuple[PublicIdentity, Iterable[str]]],
+    expires_in: timedelta = FRESH_FOR, valid_for: timedelta = VALID_FOR, now: datetime | None = None,
+) -> Proposal:  # fmt: skip
+    """The first version, unsigned; errors as `create_roster`."""
+    moment = moment_of(now)
     entries = [member_entry(identity, roles=roles, now=moment, valid_for=valid_for) for identity, roles in members]
     check_distinct(entries)
     roster = RosterFile(format=ROSTER_FORMAT, federation=check_name(federation), members=entries)
-    dates = _Dates.from_now(moment, expires_in=expires_in, valid_for=valid_for)
-    written = _sign_all(
-        _new_root(stewards, expires=dates.long), targets_version=1, snapshot_version=1, timestamp_version=1,
-        contents=_contents(roster, RecallsFile(format=RECALLS_FORMAT, recalls=[])), stewards=stewards, dates=dates,
+    return propose_first(
+        folder, federation=roster, recalls=RecallsFile(format=RECALLS_FORMAT, recalls=[]), stewards=stewards,
+        now=moment, expires_in=expires_in, valid_for=valid_for,
     )  # fmt: skip
-    root = written["metadata/1.root.json"]
-    with files.new_folder(folder) as part:
-        _write(part / "repository", written)
-        _pin(part, root)
-        repository.verify(part, repository=part / "repository", now=moment)
-    return hashlib.sha256(root).hexdigest()
 
 
-def add_member(
-    folder: Path, *, identity: PublicIdentity, roles: Iterable[str], steward: Steward | Sequence[Steward],
-    valid_for: timedelta = VALID_FOR, now: datetime | None = None,
-) -> TrustedRoster:  # fmt: skip
-    """Enrol one more member, or a revoked one again with new keys; raises MemberExists, BadRole, NotASteward."""
-    moment = _moment(now)
-    entry = member_entry(identity, roles=roles, now=moment, valid_for=valid_for)
+def adding(identity: PublicIdentity, *, roles: Iterable[str], now: datetime, valid_for: timedelta = VALID_FOR) -> Edit:
+    """Enrol one more member, or a revoked one again with new keys; raises MemberExists, BadRole."""
+    entry = member_entry(identity, roles=roles, now=now, valid_for=valid_for)
 
     def edit(roster: RosterFile, recalls: RecallsFile) -> tuple[RosterFile, RecallsFile]:
         kept = [old for old in roster.members if not (old.name == entry.name and old.status == "revoked")]
         check_distinct([*kept, entry])
         return roster.model_copy(update={"members": [*kept, entry]}), recalls
 
-    return _republish(folder, edit, steward=steward, now=moment)
+    return edit
 
 
-def revoke_member(
-    folder: Path, *, name: str, steward: Steward | Sequence[Steward], now: datetime | None = None
-) -> TrustedRoster:
-    """Take a member's trust away from now on; raises UnknownMember, NotASteward."""
-
-    def edit(roster: RosterFile, recalls: RecallsFile) -> tuple[RosterFile, RecallsFile]:
-        if name not in {entry.name for entry in roster.members}:
-            raise UnknownMember(where="roster", expected="a member", got=f"the name {name}", hint="not-fed roster show")
-        members = [_revoked(entry) if entry.name == name else entry for entry in roster.members]
-        return roster.model_copy(update={"members": members}), recalls
-
-    return _republish(folder, edit, steward=steward, now=_moment(now))
+def revoking(name: str) -> Edit:
+    """Take a member's trust away; raises UnknownMember."""
+    return _changing(name, lambda entry: entry.model_copy(update={"status": "revoked"}))
 
 
-def recall_organ(
-    folder: Path, *, organ_sha256: str, reason: str, steward: Steward | Sequence[Steward], now: datetime | None = None
-) -> TrustedRoster:
-    """Withdraw an organ: everyone who has this roster version refuses it; raises NotASteward."""
-    moment = _moment(now)
-    entry = RecallEntry(organ_sha256=organ_sha256, reason=reason, time=canonical.format_time(moment))
+def extending(name: str, *, now: datetime, valid_for: timedelta = VALID_FOR) -> Edit:
+    """Let a membership last until `valid_for` from now; raises UnknownMember, MemberNotActive."""
+    until = canonical.format_time(now + valid_for)
+    return _changing(name, lambda entry: _active(entry).model_copy(update={"not_after": until}))
+
+
+def rotating(identity: PublicIdentity, *, succession: bytes | None, now: datetime, stolen: bool = False) -> Edit:
+    """Give a member its new keys; the old ones become former ones.
+
+    Args:
+        succession: the old keys' word for the new ones. Without it, somebody has compared the new fingerprint.
+        stolen: nothing that the old keys signed counts any longer; not even their succession.
+    Raises:
+        UnknownMember, MemberNotActive, MemberExists; SuccessionRefused, BadSignature, MalformedSigned.
+    Proved by: tests/attacks/test_roster.py::test_a_succession_is_the_word_of_the_keys_in_use
+    """
+
+    def change(entry: MemberEntry) -> MemberEntry:
+        member = _active(entry).to_member()
+        if succession is not None:
+            said = read_succession(succession, old=member.signing)
+            said.check(name=member.name, old=member.fingerprint, new=identity)
+        return rotated(entry, identity, now=now, stolen=stolen)
+
+    return _changing(identity.name, change)
+
+
+def recalling(organ_sha256: str, *, reason: str, now: datetime) -> Edit:
+    """Withdraw an organ for everybody; raises BadRecall."""
+    try:
+        entry = RecallEntry(organ_sha256=organ_sha256, reason=reason, time=canonical.format_time(now))
+    except ValidationError:
+        raise BadRecall(
+            where="recall", expected="64 hex digits, lower case, and a reason of 1 to 500 characters", got="others",
+            hint='not-fed recall issue ORGAN --reason "trained on the wrong records"',
+        ) from None  # fmt: skip
 
     def edit(roster: RosterFile, recalls: RecallsFile) -> tuple[RosterFile, RecallsFile]:
         return roster, recalls.model_copy(update={"recalls": [*recalls.recalls, entry]})
 
-    return _republish(folder, edit, steward=steward, now=moment)
+    return edit
+
+
+def unchanged(roster: RosterFile, recalls: RecallsFile) -> tuple[RosterFile, RecallsFile]:
+    """The same, for a renewal or a change of stewards."""
+    return roster, recalls
+
+
+def exchanging(*, add: Iterable[StewardIdentity] = (), remove: Iterable[str] = ()) -> Callable[[People], People]:
+    """Today's stewards to tomorrow's; raises BadStewards."""
+    joining, leaving = tuple(add), set(remove)
+
+    def exchange(before: People) -> People:
+        kept = {name: keys for name, keys in before.items() if name not in leaving}
+        names = [identity.name for identity in joining]
+        if not leaving <= set(before) or set(names) & set(kept) or len(set(names)) != len(names):
+            raise BadStewards(
+                where="stewards", expected="to remove whom there is, to add whom there is not",
+                got="another name", hint=f"today: {', '.join(sorted(before))}",
+            )  # fmt: skip
+        return kept | {identity.name: identity.keys for identity in joining}
+
+    return exchange
+
+
+def add_member(
+    folder: Path, *, identity: PublicIdentity, roles: Iterable[str], steward: Stewards,
+    valid_for: timedelta = VALID_FOR, now: datetime | None = None,
+) -> TrustedRoster:  # fmt: skip
+    """`adding`, in one step; raises NotASteward when these stewards are too few."""
+    moment = moment_of(now)
+    edit = adding(identity, roles=roles, now=moment, valid_for=valid_for)
+    return _at_once(propose(folder, edit, now=moment), steward)
+
+
+def revoke_member(folder: Path, *, name: str, steward: Stewards, now: datetime | None = None) -> TrustedRoster:
+    """`revoking`, in one step; raises NotASteward when these stewards are too few."""
+    return _at_once(propose(folder, revoking(name), now=moment_of(now)), steward)
+
+
+def rotate_member(
+    folder: Path, *, identity: PublicIdentity, steward: Stewards, succession: bytes | None = None,
+    stolen: bool = False, now: datetime | None = None,
+) -> TrustedRoster:  # fmt: skip
+    """`rotating`, in one step; raises NotASteward when these stewards are too few."""
+    moment = moment_of(now)
+    edit = rotating(identity, succession=succession, stolen=stolen, now=moment)
+    return _at_once(propose(folder, edit, now=moment), steward)
+
+
+def recall_organ(
+    folder: Path, *, organ_sha256: str, reason: str, steward: Stewards, now: datetime | None = None
+) -> TrustedRoster:
+    """`recalling`, in one step; raises NotASteward when these stewards are too few."""
+    moment = moment_of(now)
+    return _at_once(propose(folder, recalling(organ_sha256, reason=reason, now=moment), now=moment), steward)
 
 
 def renew_roster(
-    folder: Path, *, steward: Steward | Sequence[Steward], expires_in: timedelta = FRESH_FOR,
-    valid_for: timedelta = VALID_FOR, now: datetime | None = None,
+    folder: Path, *, steward: Stewards, expires_in: timedelta = FRESH_FOR, valid_for: timedelta = VALID_FOR,
+    now: datetime | None = None,
 ) -> TrustedRoster:  # fmt: skip
     """The same roster with new dates, the root's included; works on an expired one. Memberships keep their dates."""
-    return _republish(
-        folder, lambda roster, recalls: (roster, recalls), steward=steward, now=_moment(now), expires_in=expires_in,
-        valid_for=valid_for, renew_root=True,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _Dates:
-    short: datetime
-    long: datetime
-
-    @classmethod
-    def from_now(cls, now: datetime, *, expires_in: timedelta, valid_for: timedelta) -> _Dates:
-        if expires_in <= timedelta(0) or valid_for <= timedelta(0):
-            raise BadExpiry(where="expiry", expected="a time ahead", got="none", hint="90 days, for example")
-        return cls(short=now + expires_in, long=now + max(valid_for, expires_in))
-
-
-def _republish(
-    folder: Path, edit: _Edit, *, steward: Steward | Sequence[Steward], now: datetime,
-    expires_in: timedelta = FRESH_FOR, valid_for: timedelta = VALID_FOR, renew_root: bool = False,
-) -> TrustedRoster:  # fmt: skip
-    """The next version of a roster; nothing is written unless what is written will be accepted."""
-    current = repository.verify(folder, repository=folder / "repository", now=now, accept_expired=True)
-    roster, recalls = edit(
-        RosterFile.model_validate(canonical.loads(current.contents["roster.json"], where="roster.json")),
-        RecallsFile.model_validate(canonical.loads(current.contents["recalls.json"], where="recalls.json")),
+    proposal = propose(
+        folder, unchanged, now=moment_of(now), expires_in=expires_in, valid_for=valid_for, renew_root=True
     )
-    stewards = (steward,) if isinstance(steward, Steward) else tuple(steward)
-    dates = _Dates.from_now(now, expires_in=expires_in, valid_for=valid_for)
-    root = current.root
-    if renew_root:
-        root = Root.from_dict(root.to_dict())
-        root.version, root.expires = root.version + 1, dates.long
-    written = _sign_all(
-        root, targets_version=current.targets.version + 1, snapshot_version=current.snapshot.version + 1,
-        timestamp_version=current.timestamp.version + 1, contents=_contents(roster, recalls), stewards=stewards,
-        dates=dates, write_root=renew_root,
-    )  # fmt: skip
-    _write(folder / "repository", written)
-    verified = repository.verify(folder, repository=folder / "repository", now=now)
-    return read_roster(
-        verified.contents["roster.json"], verified.contents["recalls.json"], version=verified.targets.version,
-        expires_at=verified.expires_at,
-    )  # fmt: skip
+    return _at_once(proposal, steward)
 
 
-def _revoked(entry: MemberEntry) -> MemberEntry:
-    return entry.model_copy(update={"status": "revoked"})
+def change_stewards(
+    folder: Path, *, steward: Stewards, add: Iterable[StewardIdentity] = (), remove: Iterable[str] = (),
+    now: datetime | None = None,
+) -> TrustedRoster:  # fmt: skip
+    """`exchanging`, in one step: signed by enough of the stewards before and of those after."""
+    proposal = propose(folder, unchanged, now=moment_of(now), stewards=exchanging(add=add, remove=remove))
+    return _at_once(proposal, steward)
 
 
-def _contents(roster: RosterFile, recalls: RecallsFile) -> dict[str, bytes]:
-    return {
-        "roster.json": canonical.dumps(roster.model_dump()) + b"\n",
-        "recalls.json": canonical.dumps(recalls.model_dump()) + b"\n",
-    }
-
-
-def _new_root(stewards: Sequence[Steward], *, expires: datetime) -> Root:
-    root = Root(version=1, expires=expires, consistent_snapshot=True)
-    for role in _ROLES:
-        for steward in stewards:
-            for signer in _signers(steward):
-                root.add_key(signer.public_key, role)
-        root.roles[role].threshold = threshold(len(stewards))
-    return root
-
-
-def _signers(steward: Steward) -> list[CryptoSigner]:
-    return [CryptoSigner(key) for key in steward.private_keys()]
-
-
-def _sign_all(
-    root: Root, *, targets_version: int, snapshot_version: int, timestamp_version: int,
-    contents: Mapping[str, bytes], stewards: Sequence[Steward], dates: _Dates, write_root: bool = True,
-) -> dict[str, bytes]:  # fmt: skip
-    """Path to bytes of everything that changed, the timestamp last."""
-    target_files = {name: TargetFile.from_data(name, data, ["sha256"]) for name, data in contents.items()}
-    written = {f"targets/{target_files[name].hashes['sha256']}.{name}": data for name, data in contents.items()}
-    targets = Targets(version=targets_version, expires=dates.long, targets=target_files)
-    written[f"metadata/{targets_version}.targets.json"] = data = _sign(targets, root, stewards)
-    snapshot = Snapshot(
-        version=snapshot_version, expires=dates.short,
-        meta={"targets.json": MetaFile.from_data(targets_version, data, ["sha256"])},
-    )  # fmt: skip
-    written[f"metadata/{snapshot_version}.snapshot.json"] = data = _sign(snapshot, root, stewards)
-    timestamp = Timestamp(
-        version=timestamp_version, expires=dates.short,
-        snapshot_meta=MetaFile.from_data(snapshot_version, data, ["sha256"]),
-    )  # fmt: skip
-    if write_root:
-        written[f"metadata/{root.version}.root.json"] = _sign(root, root, stewards)
-    written["metadata/timestamp.json"] = _sign(timestamp, root, stewards)
-    return written
-
-
-def _sign(part: _Part, root: Root, stewards: Sequence[Steward]) -> bytes:
-    metadata = Metadata(part)
-    for steward in stewards:
-        for signer in _signers(steward):
-            metadata.sign(signer, append=True)
-    try:
-        root.verify_delegate(part.type, metadata.signed_bytes, metadata.signatures)
-    except (tuf_errors.UnsignedMetadataError, ValueError):
-        raise NotASteward(
-            where=f"roster, {part.type}", expected=f"{root.roles[part.type].threshold} keys of its stewards",
-            got="too few of them", hint="nothing was changed; use the key folder that created this roster",
-        ) from None  # fmt: skip
-    return metadata.to_bytes()
-
-
-def _write(folder: Path, written: Mapping[str, bytes]) -> None:
-    for kind in ("metadata", "targets"):
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-    for name, data in written.items():
-        files.write_atomic(folder / name, data, overwrite=True, mode=0o644)
-
-
-def _pin(folder: Path, root: bytes) -> None:
-    (folder / "trusted").mkdir(mode=0o700)
-    files.write_atomic(folder / "trusted" / repository.PINNED, root)
-
-
-def _moment(now: datetime | None) -> datetime:
+def moment_of(now: datetime | None) -> datetime:
+    """Now, in whole seconds, as signed objects have it."""
     return (now or datetime.now(UTC)).replace(microsecond=0)
 
 
+def _at_once(proposal: Proposal, steward: Stewards) -> TrustedRoster:
+    for each in _all(steward):
+        proposal.sign(each, instead=True)
+    return publish(proposal)
+
+
+def _all(steward: Stewards) -> tuple[Steward, ...]:
+    return (steward,) if isinstance(steward, Steward) else tuple(steward)
+
+
+def _changing(name: str, change: Callable[[MemberEntry], MemberEntry]) -> Edit:
+    def edit(roster: RosterFile, recalls: RecallsFile) -> tuple[RosterFile, RecallsFile]:
+        if name not in {entry.name for entry in roster.members}:
+            raise UnknownMember(where="roster", expected="a member", got=f"the name {name}", hint="not-fed roster show")
+        members = [change(entry) if entry.name == name else entry for entry in roster.members]
+        check_distinct(members)
+        return roster.model_copy(update={"members": members}), recalls
+
+    return edit
+
+
+def _active(entry: MemberEntry) -> MemberEntry:
+    if entry.status != "active":
+        raise MemberNotActive(
+            where="roster", expected=f"{entry.name} to be active", got="revoked", hint="roster add enrols it again"
+        )
+    return entry
+
+
 __all__ = [
-    "FRESH_FOR", "VALID_FOR", "BadExpiry", "MemberExists", "NotASteward", "add_member", "create_roster",
-    "recall_organ", "renew_roster", "revoke_member", "threshold",
+    "FRESH_FOR", "VALID_FOR", "BadExpiry", "BadRecall", "BadStewards", "MemberExists", "NotASteward", "add_member",
+    "adding", "change_stewards", "create_roster", "exchanging", "extending", "first_proposal", "moment_of",
+    "recall_organ", "recalling", "renew_roster", "revoke_member", "revoking", "rotate_member", "rotating",
+    "threshold", "unchanged",
 ]  # fmt: skip
