@@ -60,7 +60,7 @@ class _Lines:
 
     def __init__(self) -> None:
         self._started: dict[str, float] = {}
-        self._said = 0.0
+        self._said = time.monotonic()
 
     def __call__(self, what: str, *, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()

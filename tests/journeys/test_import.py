@@ -161,8 +161,11 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("command", ["verify", "open", "import"])
+@pytest.mark.parametrize(
+    ("command", "policy"),
+    [("verify", policy) for policy in POLICIES]
+    + [(command, policy) for command in ("open", "import") for policy in list(POLICIES)[:3]],
+)
 def test_a_policy_decides_for_every_way_in(world: Path, tmp_path: Path, policy: str, command: str) -> None:
     (tmp_path / "policy.toml").write_text(policy)
     words = {
