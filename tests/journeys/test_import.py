@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,8 +43,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = save_base(tiny_llama(), world / "base")
     organ = extract(base, span=Span(1, 3), out=world / "knee.organ")
     _disturb(organ.path)
-    assert run(world, "roster", "create", "R", "--federation", "knees", "--steward", "clinic", *PW, "--yes",
-               "--member", "clinic/identity.json:author,receiver", "--member", "hub/identity.json:receiver")[0] == 0  # fmt: skip
+    members = ("--member", "clinic/identity.json:author,receiver", "--member", "hub/identity.json:receiver")
+    made = run(world, "roster", "create", "R", "--federation", "knees", "--steward", "clinic", *members, *PW, "--yes")
+    assert made[0] == 0, made[2]
     sealed = run(world, "seal", "knee.organ", "--to", "hub", "--identity", "clinic", "--roster", "R", *PW,
                  "--out", "knee.sealed")  # fmt: skip
     assert sealed[0] == 0, sealed[2]
@@ -66,11 +66,16 @@ def _disturb(organ: Path) -> None:
 @pytest.fixture
 def world(made: Path, tmp_path: Path) -> Iterator[Path]:
     """The same world with nothing opened yet."""
-    before = os.listdir(made)
+    before = names(made)
     yield made
     (made / "R" / "trusted" / "waybills.db").unlink(missing_ok=True)
-    assert set(os.listdir(made)) - set(before) <= {"model", "back", "got.organ", "got.organ.passport"}
+    assert names(made) - before <= {"model", "back", "got.organ", "got.organ.passport"}
     subprocess.run(["rm", "-rf", "model", "back", "got.organ", "got.organ.passport"], cwd=made, check=True)
+
+
+def names(folder: Path) -> set[str]:
+    """What lies in a folder."""
+    return {path.name for path in folder.iterdir()}
 
 
 IMPORT = ("import", "knee.sealed", "--identity", "hub", "--roster", "R", "--into", "base", *PW)
@@ -121,9 +126,9 @@ def test_undo_of_a_model_that_was_changed_since_is_refused(world: Path) -> None:
 
 def test_saying_no_leaves_nothing_behind(world: Path) -> None:
     """No terminal and no --yes means no; the organ can still be taken in afterwards."""
-    before = sorted(os.listdir(world))
+    before = names(world)
     assert run(world, *IMPORT, "--out", "model")[0] not in (0, 6)
-    assert sorted(os.listdir(world)) == before
+    assert names(world) == before
     assert run(world, *IMPORT, "--out", "model", "--yes")[0] == 0  # control
 
 
