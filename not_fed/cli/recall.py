@@ -42,7 +42,9 @@ def issue_command(
     identity: Annotated[Path | None, typer.Option("--identity", help="Your key folder: it is your organ.")] = None,
     steward: Annotated[Path | None, typer.Option("--steward", help="A steward's key folder: whoever made it.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write an author's withdrawal here, to be mailed.")] = None,
-    expires_days: Annotated[int, typer.Option("--expires-days", min=1, help="As in roster add; for --steward.")] = 90,
+    expires_days: Annotated[
+        int, typer.Option("--expires-days", min=1, max=3650, help="As in roster add; for --steward.")
+    ] = 90,
     yes: Yes = False,
     instead: Instead = False,
     passphrase_file: PassphraseFile = None,

@@ -32,9 +32,11 @@ from not_fed.cli.passphrase import PassphraseFd, PassphraseFile
 from not_fed.errors import UsageError
 
 RosterFolder = Annotated[Path, typer.Argument(metavar="R", help="The roster folder.")]
-ExpiresDays = Annotated[int, typer.Option("--expires-days", min=1, help="How long sites may rely on it unrenewed.")]
+ExpiresDays = Annotated[
+    int, typer.Option("--expires-days", min=1, max=3650, help="How long sites may rely on it unrenewed.")
+]
 DraftFolder = Annotated[Path | None, typer.Option("--draft", help="The draft folder. [default: R/draft]")]
-ValidDays = Annotated[int, typer.Option("--valid-days", min=1, help="How long the membership lasts.")]
+ValidDays = Annotated[int, typer.Option("--valid-days", min=1, max=3650, help="How long the membership lasts.")]
 
 
 def register(app: typer.Typer) -> None:

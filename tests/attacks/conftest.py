@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from not_fed import files
+from tests.support.commands import Desk, World, desk_in
 from tests.support.trust import Federation, Forger, Parcel, organ_bytes
 
 
@@ -44,3 +46,21 @@ def own_parcel(tmp_path: Path, own_federation: Federation) -> Parcel:
     """A parcel in it."""
     (tmp_path / "work").mkdir()
     return Parcel(tmp_path / "work", own_federation)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Clinic, hub and lab with key folders."""
+    return World.make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def desk(tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Desk:
+    """A desk with a fresh parcel, for this test alone."""
+    return desk_in(tmp_path, world, monkeypatch, capsys)
+
+
+@pytest.fixture
+def no_nameless_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without O_TMPFILE."""
+    monkeypatch.setattr(files, "_open_nameless", lambda folder, mode: None)

@@ -52,6 +52,11 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
 
 
 def test_the_server_holds_no_text_no_organ_and_no_key(seen: Seen) -> None:
+    """Own. The coordinator searches all that it received and stored in a whole run for records, weights and keys.
+
+    Powers: keeps every byte of a federation in mode bank; knows the base model and every format of numbers and texts.
+    Control: it does have the sealed organs, once received and once stored, and thousands of patterns were searched for.
+    """
     check = check_server(seen.result, recorded=seen.received)
     assert check.found == {}
     assert check.clean
@@ -128,6 +133,11 @@ PLANTS = dict(plants())
 
 @pytest.mark.parametrize("what", PLANTS)
 def test_the_same_search_finds_what_is_planted(seen: Seen, tmp_path: Path, what: str) -> None:
+    """Own. A careless or dishonest site sends a record, weights or a key in the clear, in some encoding.
+
+    Powers: a site's own program, sending what it likes. Control, which is the point: the search that found nothing in
+    an honest run finds each of these, so that it cannot be said to be blind.
+    """
     planted = tmp_path / "planted"
     soil = np.random.default_rng(0).bytes(4099)
     planted.write_bytes(soil + PLANTS[what](seen.result) + soil)
@@ -137,7 +147,11 @@ def test_the_same_search_finds_what_is_planted(seen: Seen, tmp_path: Path, what:
 
 
 def test_a_server_with_a_sites_key_would_see_organs(seen: Seen, tmp_path: Path) -> None:
-    """Control: what the server relays is the organs, and only the keys stand between."""
+    """Own. The coordinator gets hold of one site's key folder and passphrase, and opens what it stored.
+
+    Powers: every sealed file of a run and one site's sealing key. Control, which is the point: then it sees the organs
+    that were sealed to that site, so what it relays is the organs, and only the keys stand between.
+    """
     result = seen.result
     now = datetime.now(UTC)
     home = Home(result.prepared.sites["clinic"])

@@ -27,7 +27,7 @@ from not_fed.errors import NotFedError, TrustError
 from not_fed.files import FileTooLarge, NotAFile, OutputExists
 from not_fed.keys import load_public_identity
 from not_fed.reading import ReadFailed, TypedReads
-from not_fed.trust.roster import load_roster
+from not_fed.trust.roster import load_roster, pin_roster
 from tests.support.attacks import afterwards, assert_not_sealed, assert_opens, assert_seals, seal_again
 from tests.support.trust import FEDERATION, NOW, Federation, Parcel, assert_refused, listing, organ_bytes
 
@@ -117,21 +117,24 @@ def test_small_inputs_are_plain_files(parcel: Parcel, tmp_path: Path, kind: str)
 
 
 @special
-def test_a_rosters_files_are_plain_files(own_federation: Federation, kind: str) -> None:
-    """Own. A link, a pipe, a socket, a folder or nothing in place of each file of a roster: metadata, targets, the pin.
+def test_a_rosters_files_are_plain_files(own_federation: Federation, tmp_path: Path, kind: str) -> None:
+    """Own. A link, a pipe, a socket, a folder or nothing in place of what a machine trusts, or of a roster's own files.
 
-    Powers: puts anything into the roster folder. Control: with the plain files it loads.
+    Powers: puts anything into the roster folder, or onto the stick with the roster. Control: plain files are taken.
     """
-    folder = own_federation.folder
-    paths = sorted(path for path in folder.rglob("*.json") if path.name in {"timestamp.json", "pinned.root.json"})
-    paths += sorted((folder / "repository" / "targets").glob("*.roster.json"))
-    assert len(paths) >= 3
+    folder, digest = own_federation.folder, own_federation.root_sha256
+    with in_place_of(folder / "trusted" / "state.json", kind), pytest.raises(TrustError):
+        load_roster(folder, now=NOW)
+    assert load_roster(folder, now=NOW).federation == FEDERATION
+    repository = folder / "repository"
+    paths = [repository / "metadata" / "timestamp.json", *(repository / "targets").glob("*.roster.json")]
+    assert len(paths) == 2
     for path in paths:
-        if path.parent.name == "trusted" and path.name == "timestamp.json":
-            continue  # a memory of times may be missing; the pin may not
         with in_place_of(path, kind), pytest.raises(TrustError):
-            load_roster(folder, now=NOW)
-        assert load_roster(folder, now=NOW).federation == FEDERATION
+            pin_roster(folder, root_sha256=digest, out=tmp_path / "site", now=NOW)
+        assert not (tmp_path / "site").exists()
+    pin_roster(folder, root_sha256=digest, out=tmp_path / "site", now=NOW)
+    assert load_roster(tmp_path / "site", now=NOW).federation == FEDERATION
 
 
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/null", "/dev/full", "/dev/stdin", "/proc/self/mem"])
