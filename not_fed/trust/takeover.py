@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-from tuf.api.metadata import Metadata, Timestamp
+from tuf.api.metadata import Metadata
 
 from not_fed import files
 from not_fed.errors import TrustError
@@ -68,11 +68,12 @@ def take_over(folder: Path, *, source: Source, recalls: Path | None, now: dateti
     with memory.locked(folder):
         known, before = trusted(folder, now=now, accept_expired=True)
         pinned = known.material.roots[0]
+        _check_not_forked(before, source)
         verified = repository.verify(source, pinned=pinned, known=known.material, now=now)
         roster = roster_of(known, verified, now=now)
-        _check_follows(before, verified, source)
         if _still_counts(before, verified):
             check_none_removed(roster_of(known, before, now=now), roster)
+            _check_follows(before, verified)
         lines = collect(recalls, roster=roster, known=known.withdrawn, now=now) if recalls is not None else {}
         if verified.material != known.material or lines:
             known = Memory(material=verified.material, withdrawn=(*known.withdrawn, *lines), accepted=now)
@@ -118,33 +119,34 @@ def already_there(folder: Path) -> files.OutputExists:
     )  # fmt: skip
 
 
-def _check_follows(before: Verified, after: Verified, source: Source) -> None:
-    """Nothing of what the same stewards signed may contradict what they signed before."""
-    offered = _signed_timestamp(source, after)
-    own = Metadata(after.timestamp)
-    forked = offered is not None and offered.signed.version == own.signed.version
-    forked = forked and offered is not None and signed_sha256(offered) != signed_sha256(own)
-    previous = after.targets.unrecognized_fields.get(PREVIOUS, NO_PREVIOUS)
-    if after.targets.version == before.targets.version + 1 and _still_counts(before, after):
-        forked = forked or previous != signed_sha256(Metadata(before.targets))
-    if forked:
-        raise RosterForked(
-            where=f"roster version {after.targets.version}", expected="one roster of that version, and one before it",
-            got="another than this machine has seen",
-            hint="nothing was changed; show both to all stewards: some of them have signed both",
-        )  # fmt: skip
-
-
-def _signed_timestamp(source: Source, verified: Verified) -> Metadata[Timestamp] | None:
-    """The timestamp that was offered, if the stewards really signed it."""
+def _check_not_forked(before: Verified, source: Source) -> None:
+    """Of the version that this machine has, no second one that the same stewards signed (TUF would pass it over)."""
     data = source.read("metadata", "timestamp.json")
+    if data is None or len(data) > repository.MAX_METADATA_BYTES:
+        return
     try:
-        metadata = None if data is None else repository.parse_metadata(data)
-        if metadata is not None:
-            people.check_people(verified.root, metadata)
+        offered = repository.parse_metadata(data)
+        people.check_people(before.root, offered)
     except TrustError:
-        return None
-    return metadata
+        return  # not the stewards' own; TUF will say what is wrong with it
+    own = Metadata(before.timestamp)
+    if offered.signed.version == own.signed.version and signed_sha256(offered) != signed_sha256(own):
+        raise _forked(before.targets.version)
+
+
+def _check_follows(before: Verified, after: Verified) -> None:
+    """The next version names the one that this machine has, and no other."""
+    previous = after.targets.unrecognized_fields.get(PREVIOUS, NO_PREVIOUS)
+    is_next = after.targets.version == before.targets.version + 1
+    if is_next and previous != signed_sha256(Metadata(before.targets)):
+        raise _forked(before.targets.version)
+
+
+def _forked(version: int) -> RosterForked:
+    return RosterForked(
+        where=f"roster version {version}", expected="the one that this machine has", got="another one, signed as well",
+        hint="nothing was changed; show both to all stewards: some of them have signed both",
+    )  # fmt: skip
 
 
 def _still_counts(before: Verified, after: Verified) -> bool:
