@@ -41,6 +41,8 @@ class PassphraseExposed(TrustError):
 def read_passphrase(file: Path | None, fd: int | None, *, confirm: bool = False) -> Secret:
     """The passphrase, without its line end; from now on a crash of this process leaves no core file.
 
+    (Where kernel.core_pattern names a program instead of a file, that program sees the limit of 0 and decides.)
+
     Raises:
         UsageError: two sources, or none and no terminal; or more than a passphrase. PassphraseExposed: the file is
         another user's, or readable by others.
