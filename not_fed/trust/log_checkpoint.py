@@ -141,7 +141,7 @@ def verify_checkpoint(
         NoteMalformed: another shape.
         CheckpointRefused: another log; a signature missing, repeated or over something else; a time still to come.
     Guarantees: both keys signed this origin, size and root; the time is what the log said and at most 300 s ahead.
-    Proved by: tests/attacks/test_log.py::test_one_signature_is_not_enough
+    Proved by: tests/attacks/test_log_proofs.py::test_one_signature_is_not_enough
     """
     note = read_note(data, where=where)
     checkpoint = read_checkpoint(note, where=where)

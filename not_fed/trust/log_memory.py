@@ -114,7 +114,7 @@ def append_remembered(
     Returns:
         the log's new checkpoint, and the entries' indices.
     Guarantees: a log folder that was restored from an older copy is refused before anything is signed.
-    Proved by: tests/attacks/test_log.py::test_a_keeper_whose_folder_was_restored_from_an_old_copy_does_not_fork
+    Proved by: tests/attacks/test_log_disk.py::test_a_keeper_whose_folder_was_restored_from_an_old_copy_does_not_fork
     """
     places = append_many(log, entries, signer=signer, now=now, known=remembered(memory, origin=origin))
     done = remember_folder(memory, LogFolder(log), keys=keys, origin=origin, now=now)

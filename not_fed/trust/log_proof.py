@@ -115,7 +115,7 @@ def verify_proof(data: bytes, *, entry: bytes, keys: LogKeys, origin: str, now: 
     Raises:
         NoteMalformed, CheckpointRefused; LogProofRefused: the path does not lead from the entry to the signed root.
     Guarantees: the log signed, with both keys, a tree with this entry at this index. Needs no network.
-    Proved by: tests/attacks/test_log.py::test_a_proof_of_another_entry_is_refused
+    Proved by: tests/attacks/test_log_proofs.py::test_a_proof_of_another_entry_is_refused
     """
     proof = read_proof(data)
     signed = verify_checkpoint(proof.note, keys=keys, origin=origin, now=now, where="log proof")

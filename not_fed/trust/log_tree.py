@@ -84,7 +84,7 @@ def verify_inclusion(leaf: bytes, path: Sequence[bytes], *, index: int, size: in
     refused before anything is hashed.
     Proved by: tests/unit/test_log_tree.py::test_no_changed_inclusion_proof_is_accepted
     """
-    if not _sound(leaf, root, *path) or not 0 <= index < size <= MAX_SIZE:
+    if not _sound(path, leaf, root) or not 0 <= index < size <= MAX_SIZE:
         return False
     place, last, value = index, size - 1, leaf
     for sibling in path:
@@ -133,7 +133,7 @@ def verify_consistency(
     path; an empty tree is the beginning of every tree, with an empty path and the root of the empty tree.
     Proved by: tests/unit/test_log_tree.py::test_no_changed_consistency_proof_is_accepted
     """
-    if not _sound(old_root, new_root, *path) or not 0 <= old_size <= new_size <= MAX_SIZE:
+    if not _sound(path, old_root, new_root) or not 0 <= old_size <= new_size <= MAX_SIZE:
         return False
     if new_size == 0 and new_root != EMPTY_ROOT:
         return False
@@ -167,8 +167,8 @@ def _grows(path: Sequence[bytes], old_size: int, old_root: bytes, new_size: int,
     return last == 0 and old == old_root and new == new_root
 
 
-def _sound(first: bytes, second: bytes, *path: bytes) -> bool:
-    return len(path) <= MAX_PATH and all(len(value) == HASH_BYTES for value in (first, second, *path))
+def _sound(path: Sequence[bytes], *ends: bytes) -> bool:
+    return len(path) <= MAX_PATH and all(len(value) == HASH_BYTES for value in (*ends, *path))
 
 
 def _split(count: int) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from not_fed import files
 from tests.support.commands import Desk, World, desk_in
+from tests.support.logs import Keeper, leaves, site
 from tests.support.trust import Federation, Forger, Parcel, organ_bytes
 
 
@@ -58,6 +59,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def desk(tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Desk:
     """A desk with a fresh parcel, for this test alone."""
     return desk_in(tmp_path, world, monkeypatch, capsys)
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Keeper:
+    """The hub's log, with 300 entries."""
+    made = Keeper(tmp_path / "log")
+    made.add(*leaves(0, 300))
+    return made
+
+
+@pytest.fixture
+def clinic(tmp_path: Path) -> Path:
+    """A site's roster folder, as far as the log's memory is concerned."""
+    return site(tmp_path / "clinic")
 
 
 @pytest.fixture

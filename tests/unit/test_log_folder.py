@@ -24,7 +24,7 @@ from not_fed.keys import dsse
 from not_fed.trust import log_folder
 from not_fed.trust.log import BadEntry, NotLoggable, entry, entry_of, kind_of, read_proof
 from not_fed.trust.log_entries import PAYLOAD_TYPES
-from not_fed.trust.log_folder import LAST_SIGNED, LogFolder, NotLogged, create_log
+from not_fed.trust.log_folder import LAST_SIGNED, LogDamaged, LogFolder, NotLogged, create_log
 from not_fed.trust.log_tiles import Tiles, tile_path
 from not_fed.trust.log_tree import leaf_hash, root_of
 from tests.support.logs import FEDERATION, Keeper, leaf, leaves
@@ -108,6 +108,10 @@ def test_the_folder_has_the_tiles_of_the_specification_s_example(keeper: Keeper)
         assert keeper.verify(keeper.log().proof(entries[number]), entries[number]).size == 70_000
     for size in (1, 255, 256, 257, 65_000, 65_535, 65_536, 65_537, 69_999, 70_000):
         assert keeper.log().root_at(size) == root_of([leaf_hash(entry) for entry in entries[:size]])
+    level1 = keeper.folder / "tile" / "1" / "000"  # below the hash that the root is made from
+    level1.write_bytes(level1.read_bytes()[::-1])
+    with pytest.raises(LogDamaged):
+        keeper.log().audit()
 
 
 def test_tile_paths_are_those_of_the_specification() -> None:
@@ -218,6 +222,7 @@ def test_a_kill_at_any_write_leaves_the_log_before_or_after(
         monkeypatch.undo()
         size = target.log().checkpoint.size
         assert size in ({600} if done else {200, 600})
+        assert size <= int((target.folder / LAST_SIGNED).read_bytes().split(b"\n")[1])  # known before it is shown
         assert target.log().audit()["seal"] == size
         after = target.add(*leaves(0, 3, "other"), *leaves(0, 200))
         assert after[3:] == first  # nothing was lost
@@ -278,10 +283,12 @@ def test_kills_at_random_moments_lose_nothing_that_a_checkpoint_covered(keeper: 
     assert worker.stdout is not None
     with worker:
         assert worker.stdout.readline() == "ready\n"
-        for _ in range(30):
+        for number in range(30):
             worker.stdin.write("go\n")
             worker.stdin.flush()
             child = int(worker.stdout.readline())
+            while number % 2 and keeper.log().checkpoint.size == sizes[-1]:
+                time.sleep(0.002)  # every other time it gets to append at least once, however busy the machine is
             time.sleep(chance.uniform(0.001, 0.12))
             seen = keeper.log().checkpoint
             os.kill(child, signal.SIGKILL)
@@ -292,8 +299,8 @@ def test_kills_at_random_moments_lose_nothing_that_a_checkpoint_covered(keeper: 
             assert [log.root_at(size) for size in sizes] == [root_of(hashes(size)) for size in sizes]
             sizes.append(log.checkpoint.size)
         worker.stdin.close()
-    assert len(set(sizes)) > 10
-    assert keeper.add(leaf(10**6)) == [sizes[-1]]
+    assert len(set(sizes)) > 15
+    assert keeper.add(leaf(10**6))[0] >= sizes[-1]  # more where the last kill fell between signing and showing
     StaticClient(keeper.folder).check_levels()
 
 

@@ -227,6 +227,26 @@ def test_anything_at_all_is_refused_without_an_exception(numbers: tuple[int, int
     assert not verify_consistency(hashes, old_size=first, old_root=leaf, new_size=second, new_root=root)
 
 
+class Endless(Sequence[bytes]):
+    """A proof that says how long it is, and must not be looked into."""
+
+    def __len__(self) -> int:
+        return MAX_PATH + 1
+
+    def __getitem__(self, at: object) -> bytes:  # type: ignore[override]
+        raise AssertionError("a proof that is too long was read")
+
+
+def test_hashes_have_32_bytes_and_proofs_are_measured_before_they_are_read() -> None:
+    for text in (b"", b"x", b"\x01" * 31, b"\x01" * 33):
+        assert not verify_inclusion(text, (), index=0, size=1, root=text)
+        assert not verify_consistency((), old_size=1, old_root=text, new_size=1, new_root=text)
+    value = b"\x01" * 32
+    assert verify_inclusion(value, (), index=0, size=1, root=value)  # control
+    assert not verify_inclusion(value, Endless(), index=0, size=MAX_SIZE, root=value)
+    assert not verify_consistency(Endless(), old_size=1, old_root=value, new_size=MAX_SIZE, new_root=value)
+
+
 def test_sizes_beyond_the_specification_and_endless_proofs_are_refused_before_any_work() -> None:
     value = b"\x01" * 32
     assert not verify_inclusion(value, [value] * (MAX_PATH + 1), index=0, size=MAX_SIZE, root=value)
