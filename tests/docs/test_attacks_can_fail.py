@@ -1,0 +1,133 @@
+"""A test that cannot fail is a defect: each guarantee is broken in a copy of the code, and the test of its attack must go red.
+
+Every break is the smallest edit that a hurried person or an attacker with commit rights would make. When the code was
+rewritten and the line is gone, write the break anew: a guarantee without one is a guarantee that nobody watches.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Break:
+    """One line of the library, what is put in its place, and the attack that then goes through."""
+
+    file: str
+    line: str
+    broken: str
+    red: str
+
+
+MLDSA = "MLDSA65PublicKey.from_public_bytes(self.ml_dsa_65).verify(signatures[1], message)"
+ED25519 = "Ed25519PublicKey.from_public_bytes(self.ed25519).verify(signatures[0], message)"
+BREAKS = {
+    "ML-DSA-65 is not checked": Break("keys/signing.py", MLDSA, "pass", "signatures.py::test_ed25519_alone_is_no"),
+    "Ed25519 is not checked": Break("keys/signing.py", ED25519, "pass", "signatures.py::test_ml_dsa_alone_is_no"),
+    "any spelling of an envelope": Break(
+        "keys/dsse.py", "if _line(payload, got_type, key_ids, signatures) != line:", "if False:",
+        "signed_json.py::test_a_signed_line_has_one_spelling"),
+    "the payload type is not compared": Break(
+        "keys/dsse.py", "if got_type != payload_type:", "if False:", "label.py::test_a_label_of_a_later_version"),
+    "a header's MAC is not checked": Break(
+        "age/header.py", "if not hmac.compare_digest(_mac(file_key, self.signed), self.mac):", "if False:",
+        "recipients.py::test_recipients_cannot_be_dropped"),
+    "stanzas of any kind": Break(
+        "age/hybrid.py", "if stanza.kind != KIND or len(stanza.arguments) != 1:", "if stanza.kind == 'X':",
+        "recipients.py::test_a_recipient_of_a_weaker_kind"),
+    "base64 in any spelling": Break(
+        "age/header.py", "if encode64(data) != text:", "if False:",
+        "recipients.py::test_a_header_has_one_spelling"),
+    "stanzas are not counted": Break(
+        "envelope/checks.py", "if len(header.stanzas) != len(waybill.to):", "if False:",
+        "waybill.py::test_there_are_as_many_recipients"),
+    "the addressee is not looked for": Break(
+        "envelope/checks.py", "if waybill.to.get(opener.name) not in opener.fingerprints:", "if False:",
+        "waybill.py::test_a_recipient_cannot_pass_an_organ_on"),
+    "a passport of any digest": Break(
+        "envelope/checks.py", "if hashlib.sha256(frame.passport).hexdigest() != waybill.passport_sha256:", "if False:",
+        "passport.py::test_an_organ_has_the_passport"),
+    "anybody passes organs on": Break(
+        "envelope/checks.py", 'if passport.author != waybill.sender and passport.sharing != "federation":', "if False:",
+        "waybill.py::test_redistribution_needs_the_authors_leave"),
+    "label and waybill are not compared": Break(
+        "envelope/checks.py", "if outside != (waybill.federation, waybill.round, waybill.sender,",
+        "if False and outside != (waybill.federation, waybill.round, waybill.sender,",
+        "label.py::test_an_insider_cannot_claim"),
+    "dates are not checked": Break(
+        "envelope/dsse.py", "if issued < expires and", "if True or issued < expires and",
+        "waybill.py::test_old_and_future_waybills"),
+    "roles are not asked for": Break(
+        "trust/members.py", "if wanted and not wanted & member.roles:", "if False:",
+        "signatures.py::test_only_authors_and_aggregators_may_author"),
+    "an organ of any digest": Break(
+        "envelope/open.py", "if inside.hexdigest() != checked.passport.organ_sha256:", "if False:",
+        "frame.py::test_an_organ_other_than_the_signed_one"),
+    "an organ of any digest is sealed": Break(
+        "envelope/seal.py", "if known is None and organ.hexdigest() != passport.organ_sha256:", "if False:",
+        "inputs.py::test_an_organ_cannot_change_while_it_is_sealed"),
+    "weights are not looked at": Break(
+        "envelope/open.py", "check_weights(header, read_at=read_at, peaks=peaks)", "pass",
+        "organ_payload.py::test_weights_that_are_not_numbers"),
+    "tensors overlap": Break(
+        "envelope/header.py", "if entry.begin != at:", "if False:", "tensor_header.py::test_tensors_tile_the_file"),
+    "keys stand twice": Break(
+        "canonical.py", "if len(value) != len(pairs):", "if False:", "tensor_header.py::test_no_key_stands_twice"),
+    "links are followed": Break(
+        "files.py", "os.open(name, os.O_RDONLY | os.O_NOFOLLOW |", "os.open(name, os.O_RDONLY |",
+        "inputs.py::test_a_sealed_file_is_a_plain_file"),
+    "outputs are overwritten": Break(
+        "files.py", "    with suppress(FileNotFoundError):\n        os.stat(path.name, dir_fd=folder,",
+        "    with suppress(OSError, OutputExists):\n        os.stat(path.name, dir_fd=folder,",
+        "disk.py::test_without_hard_links_nothing_is_overwritten"),
+    "a loser keeps its organ": Break(
+        "envelope/open.py", "        undo.callback(out.unlink)\n", "", "waybill.py::test_two_opens_at_once_write_one"),
+    "parts of the dead stay": Break(
+        "files.py", "            _sweep(path)\n            nameless, part =", "            nameless, part =",
+        "disk.py::test_a_kill_leaves_no_output_and_the_next_writer_sweeps"),
+    "control characters are shown": Break(
+        "cli/output.py", "return \"\".join(char if char.isprintable()", "return \"\".join(char if True",
+        "terminal.py::test_hostile_text_in_claims"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library and its attacks, to be broken."""
+    folder = tmp_path_factory.mktemp("copy")
+    unneeded = shutil.ignore_patterns("__pycache__", "node_modules")
+    for name in ("not_fed", "clients", "server", "tests/attacks", "tests/support"):
+        shutil.copytree(ROOT / name, folder / name, ignore=unneeded)
+    for name in ("pyproject.toml", "tests/__init__.py"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("what", BREAKS)
+def test_an_attack_test_goes_red_when_its_guarantee_is_broken(copy: Path, what: str) -> None:
+    broken = BREAKS[what]
+    file = copy / "not_fed" / broken.file
+    whole = file.read_text(encoding="utf-8")
+    assert whole.count(broken.line) == 1, f"{broken.file} has no such line any more: {broken.line}"
+    file.write_text(whole.replace(broken.line, broken.broken), encoding="utf-8")
+    module, name = broken.red.split("::")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+             f"tests/attacks/test_{module}", "-k", name],
+            cwd=copy, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    finally:
+        file.write_text(whole, encoding="utf-8")
+    assert done.returncode == 1, f"{what}, and {name} still passes or does not run:\n{done.stdout[-2000:]}"
+    assert "1 failed" in done.stdout
+    assert "SyntaxError" not in done.stdout
+    assert "NameError" not in done.stdout
