@@ -1,4 +1,4 @@
-"""A test that cannot fail is a defect: each guarantee is broken in a copy of the code, and the test of its attack must go red.
+"""A test that cannot fail is a defect: guarantees are broken in a copy of the code, and their tests must go red.
 
 Every break is the smallest edit that a hurried person or an attacker with commit rights would make. When the code was
 rewritten and the line is gone, write the break anew: a guarantee without one is a guarantee that nobody watches.
