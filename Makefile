@@ -1,6 +1,7 @@
 # make install   .venv with everything; a second time does nothing
 # make demo      three hospitals, end to end, on this machine
 # make test      what CI runs: style, types, import rules, tests, coverage
+# make fuzz      the parsers, coverage-guided, for MINUTES=10; stops by itself
 # make bench     the organ beside its peers, quick
 
 PYTHON ?= python3
@@ -8,6 +9,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # The build that is tested. On a machine without an NVIDIA card tools/install.py sees to it that no CUDA is fetched.
 TORCH  ?= torch==2.13.0
+# Another age implementation, for the interoperability tests: exact versions by digest, from the machine's npm registry.
+NODE_MODULES := tests/interop/node_modules/.installed
+MINUTES ?= 10
 
 # Threads that wait must not spin: two programs on two cores would stall each other.
 export OMP_WAIT_POLICY := PASSIVE
@@ -35,12 +39,20 @@ lint: install
 softhsm:
 	$(PYTHON) tools/softhsm.py
 
-test: lint softhsm
+$(NODE_MODULES): tests/interop/package-lock.json $(VENV)/.installed
+	cd tests/interop && $(CURDIR)/$(BIN)/npm ci --silent
+	touch $@
+
+test: lint softhsm $(NODE_MODULES)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" --cov --cov-report= $(ARGS)
 	$(BIN)/pytest -m slow --cov --cov-append --cov-report=term $(ARGS)
+
+fuzz: install
+	$(BIN)/pip --quiet --disable-pip-version-check install --editable ".[fuzz]"
+	$(BIN)/python -m tools.fuzz --minutes $(MINUTES) $(ARGS)
 
 bench: install
 	$(BIN)/not-fed bench organ --quick $(ARGS)
 
 clean:
-	rm -rf $(VENV) dist build .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) tests/interop/node_modules dist build .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,15 +1,9 @@
-"""The age layer against others: pyrage (an independent implementation) and the CCTV vectors (published, not ours)."""
+"""The age layer, and beside it pyrage, an independent implementation. More of others: tests/interop."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import os
-import zlib
-from collections import defaultdict
 from io import BytesIO
-from pathlib import Path
 
 import pyrage
 import pytest
@@ -32,14 +26,11 @@ from not_fed.age import (
     read_header,
 )
 from not_fed.age.bech32 import decode, encode
-from not_fed.age.header import Header
 from not_fed.age.hybrid import identity_text
 from not_fed.age.stream import CHUNK_BYTES, NONCE_BYTES, TAG_BYTES
-from not_fed.errors import NotFedError
 
 CHUNK, BLOCK = CHUNK_BYTES, 1 << 20
 SIZES = [0, 1, 100, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK]
-CCTV = json.loads((Path(__file__).parents[1] / "vectors" / "cctv-age.json").read_text())["vectors"]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -166,54 +157,6 @@ def _payload() -> tuple[bytes, bytes]:
 
 
 _PAYLOAD = _payload()
-
-
-@pytest.mark.parametrize("name", sorted(CCTV))
-def test_published_vectors_end_as_they_say(name: str) -> None:
-    """CCTV, through the profile that our files have: hybrid and scrypt as they are; of the others header and payload.
-
-    X25519 vectors test unwrapping that we do not have, so the vector's own file key is used, and those whose fault
-    lies in the X25519 stanza itself say nothing about us; they must still end in a typed refusal or not at all.
-    """
-    fields, body = _vector(CCTV[name])
-    expected = fields["expect"][0]
-    try:
-        plain = _open_vector(fields, body)
-    except NotFedError:
-        assert expected != "success" or name in OTHER_PROFILE
-        return
-    about_x25519 = name.startswith("x25519") or expected == "no match"
-    assert expected == "success" or (about_x25519 and not name.startswith(("hybrid", "scrypt")))
-    if expected == "success":
-        assert hashlib.sha256(plain).hexdigest() == fields["payload"][0]
-
-
-OTHER_PROFILE = {"hybrid_and_x25519", "hybrid_grease"}  # valid age; a sealed organ has hybrid recipients and no others
-
-
-def _vector(text: str) -> tuple[dict[str, list[str]], bytes]:
-    head, _, body = base64.b64decode(text).partition(b"\n\n")
-    fields: dict[str, list[str]] = defaultdict(list)
-    for line in head.decode().splitlines():
-        key, _, value = line.partition(": ")
-        fields[key].append(value)
-    return fields, zlib.decompress(body) if "compressed" in fields else body
-
-
-def _open_vector(fields: dict[str, list[str]], body: bytes) -> bytes:
-    if fields["passphrase"]:
-        return decrypt_with_passphrase(body, passphrase=fields["passphrase"][0].encode(), max_work_factor=16)
-    identities = [text for text in fields["identity"] if text.startswith("AGE-SECRET-KEY-PQ-")]
-    if identities:
-        return decrypt(body, identity=HybridIdentity.from_text(identities[0]))
-    file = BytesIO(body)
-    header: Header = read_header(file)
-    file_key = bytes.fromhex(fields["file key"][0])
-    header.check(file_key)
-    reader = StreamReader(file, file_key=file_key, payload_bytes=len(body) - header.size_bytes - NONCE_BYTES)
-    plain = reader.read(reader.size_bytes)
-    reader.finish()
-    return plain
 
 
 def test_a_payload_is_not_finished_before_its_end_nor_when_the_file_has_grown() -> None:
