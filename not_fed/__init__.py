@@ -1,5 +1,16 @@
 """Federated training of neural organs: records stay home; a signed, sealed span of a model's layers travels."""
 
-from importlib.metadata import version
+from __future__ import annotations
 
-__version__ = version("not-fed")
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    __version__: str
+
+
+def __getattr__(name: str) -> str:  # PEP 562: importlib.metadata costs every command 30 ms, and one needs it
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("not-fed")
+    raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -27,7 +27,7 @@ class BadSettings(InputError):
 class Settings(BaseModel):
     """Base of every settings model: unknown keys are errors, values are never converted, objects never change."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(defer_build=True, strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -6,11 +6,16 @@ Source: https://github.com/bitcoin/bips/blob/master/bip-0173.mediawiki; c2sp.org
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
+from operator import xor
 
 from not_fed.errors import InputError
 
 _ALPHABET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 _GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
+_TERMS = tuple(  # what the generator adds for each value of the five bits that leave at the top
+    reduce(xor, (term for place, term in enumerate(_GENERATOR) if top >> place & 1), 0) for top in range(32)
+)
 _CHECKSUM_CHARACTERS = 6
 
 
@@ -67,10 +72,7 @@ def _checksum(prefix: str, values: list[int]) -> list[int]:
 def _polymod(values: Iterable[int]) -> int:
     residue = 1
     for value in values:
-        top = residue >> 25
-        residue = (residue & 0x1FFFFFF) << 5 ^ value
-        for place, term in enumerate(_GENERATOR):
-            residue ^= term if (top >> place) & 1 else 0
+        residue = (residue & 0x1FFFFFF) << 5 ^ value ^ _TERMS[residue >> 25]
     return residue
 
 

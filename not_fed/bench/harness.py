@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 LIBRARIES = ("not-fed", "torch", "transformers", "peft", "opacus", "numpy")
 
@@ -47,6 +47,8 @@ def interleaved(work: Mapping[str, Callable[[], object]], *, repeats: int) -> di
 
 def matmul_gflops(size: int = 1024, repeats: int = 20) -> float:
     """The machine's own float32 matrix rate, measured now."""
+    import torch
+
     left = torch.ones(size, size)
     left @ left
     started = time.perf_counter()
@@ -64,14 +66,23 @@ def peak_memory_mb() -> float | None:
     return int(lines["VmHWM"].split()[0]) / 1024
 
 
-def machine() -> dict[str, object]:
+def reset_peak_memory() -> None:
+    """Let `peak_memory_mb` count from now on, where the kernel can (Linux, proc(5), clear_refs)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def machine(libraries: Sequence[str] = LIBRARIES) -> dict[str, object]:
     """Where and with what a result was measured."""
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
+    facts: dict[str, object] = {"date": datetime.now(UTC).date().isoformat(), "cpu": cpu_name()}
+    if "torch" in libraries:
+        import torch
+
+        facts["threads"] = torch.get_num_threads()
+    return facts | {
+        "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {name: version(name) for name in libraries},
     }
 
 

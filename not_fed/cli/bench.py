@@ -76,3 +76,29 @@ def organ_command(
     sys.stdout.write((json.dumps(result) if as_json else table(result)) + "\n")
     facts = result["machine"]
     say(f"base perplexity {result['base_perplexity']['value']:.1f}; {facts['cpu']}, {facts['threads']} threads")
+
+
+@group.command("crypto")
+def crypto_command(
+    size_mb: Annotated[int | None, typer.Option("--size-mb", min=1, help="Size of the organ. [default: 500]")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="100 MB in 3 turns: about two minutes on 2 cores.")] = False,
+    repeats: Annotated[int | None, typer.Option("--repeats", min=1, help="Turns. [default: 7]")] = None,
+    folder: Annotated[Path | None, typer.Option("--folder", help="Where temporary files go.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON object here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sealing and opening beside age, secretstream and model-signing: CPU seconds over those of SHA-256, and memory."""
+    import sys
+
+    from not_fed import files
+    from not_fed.bench.crypto import bench_crypto, table
+
+    with shown() as progress:
+        result = bench_crypto(
+            size_mb=size_mb or (100 if quick else 500), repeats=repeats or (3 if quick else 7), folder=folder,
+            progress=progress,
+        )  # fmt: skip
+    if out is not None:
+        files.write_atomic(out, json.dumps(result, indent=1).encode() + b"\n", overwrite=True, mode=0o644)
+    sys.stdout.write((json.dumps(result) if as_json else table(result)) + "\n")
+    say(f"{result['size_mb']} MB on {result['filesystem']}, {result['repeats']} turns; {result['machine']['cpu']}")

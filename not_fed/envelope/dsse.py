@@ -55,7 +55,9 @@ _Model = TypeVar("_Model", bound="Statement")
 class Statement(BaseModel):
     """A payload with an exact set of fields and types: nothing is converted, nothing extra is let through."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        defer_build=True, strict=True, frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False
+    )
 
     def to_payload(self) -> bytes:
         """The bytes that get signed."""

@@ -7,9 +7,8 @@ one maximum over integers answers the question, and the upper 16 bits of each nu
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from not_fed.envelope.header import ITEM_BYTES, TensorEntry, TensorHeader
@@ -22,8 +21,8 @@ Words: TypeAlias = "NDArray[Any]"
 
 MAX_WEIGHT = 1 << 17
 _BLOCK_BYTES = 1 << 18
-_ROW_WORDS = 4096  # numpy folds rows of this length at the speed of memory; shorter ones cost more
 _LANES = 4  # 16-bit words in a group of 8 bytes
+_ROWS = (4096, 128, _LANES)  # numpy folds long rows at the speed of memory; what is left of a block, in shorter ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +78,18 @@ class Peaks:
 
     def add(self, block: memoryview) -> None:
         """The next block; each but the last has a multiple of 8 bytes."""
-        np, words = self._np, len(block) // 8 * _LANES
-        rows = words - words % _ROW_WORDS
-        peak = np.zeros(_LANES, dtype=np.uint16)
-        for start, count, width in ((0, rows, _ROW_WORDS), (rows, words - rows, _LANES)):
+        words = len(block) // 8 * _LANES
+        peak, start = [0] * _LANES, 0
+        for at, width in enumerate(_ROWS):
+            count = (words - start) // width * width
             if count:
-                plain = np.frombuffer(block, dtype="<u2", count=count, offset=start * 2).reshape(-1, width)
-                peak = np.maximum(peak, _fold(np, plain))
+                plain = self._np.frombuffer(block, dtype="<u2", count=count, offset=start * 2)
+                peak = list(map(max, peak, _fold(plain, _ROWS[at:])))
+                start += count
         begin = self._ends[-1]
         if words:
             self._ends.append(begin + words * 2)
-            self._peaks.append(tuple(int(value) for value in peak))
+            self._peaks.append(tuple(peak))
         if len(block) % 8:  # only at the end of the stream: too few to be worth a figure, so never cleared
             self._ends.append(begin + len(block))
             self._peaks.append((0xFFFF,) * _LANES)
@@ -164,12 +164,13 @@ def _check_patterns(block: memoryview, dtype: str, limit: _Limit, *, where: str)
         )  # fmt: skip
 
 
-def _fold(np: ModuleType, plain: Words) -> Words:
-    """Of rows of 16-bit words, the largest without its sign bit, by place in groups of four."""
-    largest, positive = plain.max(axis=0), _signed(plain).max(axis=0)  # two maxima need no copy; masking would
-    negative = np.where(largest >= 0x8000, largest ^ 0x8000, 0)
-    peak: Words = np.maximum(np.where(positive > 0, positive, 0), negative).astype("<u2")
-    return peak.reshape(-1, _LANES).max(axis=0)  # type: ignore[no-any-return]
+def _fold(plain: Words, widths: Sequence[int]) -> list[int]:
+    """Of 16-bit words, the largest without its sign bit, by place in groups of four."""
+    largest, positive = plain, _signed(plain)  # two maxima need no copy; masking the sign would
+    for width in widths:
+        largest, positive = largest.reshape(-1, width).max(axis=0), positive.reshape(-1, width).max(axis=0)
+    signs = zip(largest.tolist(), positive.tolist(), strict=True)
+    return [max(high, low ^ 0x8000 if low >= 0x8000 else 0, 0) for low, high in signs]
 
 
 def _signed(plain: Words) -> Words:

@@ -28,7 +28,7 @@ class NotAnOrgan(InputError):
 class Manifest(BaseModel):
     """What an organ says about itself. Its blood type and training summary are the organ layer's business."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
     format: Literal["not-fed.organ/1"]
     blood_type: dict[str, Any]

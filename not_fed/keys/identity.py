@@ -66,7 +66,7 @@ class PublicIdentity:
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
 
 class _Log(_Strict):

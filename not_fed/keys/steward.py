@@ -37,7 +37,7 @@ class StewardIdentity:
 
 
 class _Payload(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
     name: Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}\z")]
     ed25519: str

@@ -51,7 +51,7 @@ class Succession:
 
 
 class _Payload(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
     name: Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}\z")]
     old: _Fingerprint

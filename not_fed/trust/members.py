@@ -208,7 +208,7 @@ class TrustedRoster:
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
 
 class FormerEntry(_Strict):

@@ -44,7 +44,7 @@ class ClockSetBack(TrustError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
 
 class _Withdrawn(_Strict):

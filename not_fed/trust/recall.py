@@ -58,7 +58,7 @@ class Withdrawal:
 
 
 class _Payload(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
     federation: Name
     organ_sha256: Sha256
