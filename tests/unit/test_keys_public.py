@@ -208,5 +208,3 @@ def test_the_command_creates_and_shows_what_was_asked_for(tmp_path: Path) -> Non
     assert (code, json.loads(said)["code"]) == (6, "signed-malformed")
     code, text, _ = run(tmp_path, "keys", "show", "--help")
     assert "13 groups" in text
-
-
