@@ -15,8 +15,10 @@ from not_fed.envelope.logged import label_entry
 from not_fed.errors import TrustError
 from not_fed.home import Home
 from not_fed.keys import LogSigner
+from not_fed.trust.log_checkpoint import log_origin
 from not_fed.trust.log_entries import entry_of
-from not_fed.trust.log_folder import LogFolder, append_many, create_log
+from not_fed.trust.log_folder import LogFolder, create_log
+from not_fed.trust.log_memory import append_remembered
 from not_fed.trust.roster import TrustedRoster
 
 FOLDER = "log"
@@ -32,8 +34,13 @@ class KeptLog:
     """The log in a coordinator's home."""
 
     def __init__(self, home: Home, *, signer: LogSigner, roster: TrustedRoster, now: datetime) -> None:
-        """Start the log when there is none, and enter the roster and the recalls that came with it."""
-        self._folder, self._signer = home.folder / FOLDER, signer
+        """Start the log when there is none, and enter the roster and the recalls that came with it.
+
+        Raises:
+            LogDamaged: the folder is older than what this coordinator has signed: it was restored from a copy.
+        """
+        self._folder, self._memory, self._signer = home.folder / FOLDER, home.folder / "roster", signer
+        self._origin = log_origin(roster.federation, signer.name)
         if not self._folder.is_dir():
             create_log(self._folder, federation=roster.federation, signer=signer, now=now)
         recalls = sorted((home.folder / "roster" / "repository" / "recalls").glob("*.recall"))
@@ -58,7 +65,10 @@ class KeptLog:
         return LogFolder(self._folder).checkpoint.size
 
     def _append(self, entries: Sequence[bytes], *, now: datetime) -> None:
-        append_many(self._folder, entries, signer=self._signer, now=now)
+        append_remembered(
+            self._folder, entries, signer=self._signer, memory=self._memory, origin=self._origin,
+            keys=self._signer.public, now=now,
+        )  # fmt: skip
 
 
 def open_log(home: Home, *, name: str, roster: TrustedRoster, now: datetime) -> KeptLog | None:

@@ -51,7 +51,7 @@ class OtherRound(TrustError):
 
 
 class OrganRecalled(TrustError):
-    """The stewards have withdrawn this organ."""
+    """This organ was withdrawn, by its author or by the stewards."""
 
     code = "organ-recalled"
 

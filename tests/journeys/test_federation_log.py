@@ -19,6 +19,7 @@ from not_fed.trust.log_checkpoint import log_origin
 from not_fed.trust.log_entries import entry
 from not_fed.trust.log_folder import LogFolder, append_many, create_log
 from not_fed.trust.log_memory import remembered
+from not_fed.trust.log_tiles import LogDamaged
 from tests.support.federation import SITES, a_task, ask, parcel_in, refusal, signed, tiny_prepared
 
 ORIGIN = log_origin("tiny", "coordinator")
@@ -61,6 +62,21 @@ def test_a_coordinator_that_starts_again_goes_on_in_the_same_log(prepared: Prepa
     assert again.log is not None
     assert again.log.size == size == 1
     assert len(set(run(prepared).own)) == len(SITES)
+
+
+def test_a_log_that_was_restored_from_an_old_copy_is_not_continued(prepared: Prepared, tmp_path: Path) -> None:
+    """Own. The coordinator's disk set back, so that it forks its own log. Powers: that disk. Control: the true log."""
+    now = datetime.now(UTC)
+    Rounds(prepared.coordinator, now=now)
+    shutil.copytree(log_folder(prepared.coordinator), tmp_path / "old")
+    _second_round(prepared)
+    shutil.move(log_folder(prepared.coordinator), tmp_path / "true")
+    shutil.copytree(tmp_path / "old", log_folder(prepared.coordinator))
+    with pytest.raises(LogDamaged):
+        Rounds(prepared.coordinator, now=now)
+    shutil.rmtree(log_folder(prepared.coordinator))
+    shutil.move(tmp_path / "true", log_folder(prepared.coordinator))
+    assert Rounds(prepared.coordinator, now=now).log
 
 
 def test_a_log_key_that_is_not_the_rosters_is_refused(prepared: Prepared) -> None:
