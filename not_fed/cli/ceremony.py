@@ -46,8 +46,13 @@ def show_changes(changes: Iterable[Change], *, title: str) -> None:
         sys.stderr.write(f"  {kind:<{width}}  {printable(change.subject)}: {printable(change.text)}\n")
 
 
-def show_proposal(proposal: Proposal) -> None:
-    """Everything that gets signed, and the fingerprint under which stewards can compare it."""
+def show_proposal(proposal: Proposal, *, as_json: bool, yes: bool) -> None:
+    """Everything that gets signed, and the fingerprint under which stewards can compare it.
+
+    A script (`--json`, and nobody to ask) finds the changes in the object that is printed, or in a published roster.
+    """
+    if as_json and (yes or not sys.stdin.isatty()):
+        return
     version, federation = proposal.draft.version, proposal.draft.roster().federation
     after = "the first" if proposal.base is None else f"after version {version - 1}"
     show_changes(proposal.changes, title=f"roster of {federation}, version {version}, {after}")
@@ -71,7 +76,7 @@ def decide(
     """
     from not_fed.trust.ceremony import settle
 
-    show_proposal(proposal)
+    show_proposal(proposal, as_json=as_json, yes=yes)
     if question is not None or not is_alone(proposal):
         ask(question or "sign all of this?", yes=yes)
     key = load(steward, passphrase)
@@ -84,10 +89,11 @@ def report(proposal: Proposal, roster: TrustedRoster | None, draft: Path | None,
     """The published roster, or the draft and who is awaited."""
     if roster is not None:
         show_roster(roster, proposal.folder, as_json=as_json)
-        say(f"published version {roster.version}; hand {proposal.folder}/repository to every member and steward")
+        if not as_json:
+            say(f"published version {roster.version}; hand {proposal.folder}/repository to every member and steward")
         return
     show(draft_facts(proposal, draft), as_json=as_json, lines=draft_lines(proposal, draft))
-    if draft is not None:
+    if draft is not None and not as_json:
         say(f"carry the folder {draft} to one of them, who types:")
         say(f"  not-fed roster sign R --draft {draft.name} --steward KEYS")
 

@@ -189,7 +189,8 @@ def _withdraw(
     withdrawal = add_withdrawal(roster, line, now=now)
     place = out or roster / "repository" / "recalls" / f"{withdrawal.line_sha256}.recall"
     _show(RECALLED_SCHEMA, withdrawal.recall, as_json=as_json, file=str(place))
-    say("send that file to every member (not-fed recall add R FILE), and ask the stewards to recall it as well")
+    if not as_json:
+        say("send that file to every member (not-fed recall add R FILE), and ask the stewards to recall it as well")
 
 
 def _show(schema: str, recall: Recall, *, as_json: bool, **more: Any) -> None:  # noqa: ANN401  what JSON has

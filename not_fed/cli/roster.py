@@ -81,7 +81,7 @@ def create_command(
         roster, federation=federation, stewards=exchanging(add=others)({key.name: key.public}), members=members,
         expires_in=timedelta(days=expires_days), now=_now(),
     )  # fmt: skip
-    show_proposal(proposal)
+    show_proposal(proposal, as_json=as_json, yes=yes)
     if others:
         ask("have you compared these fingerprints with each steward and member? sign?", yes=yes)
     proposal.sign(key)
@@ -257,7 +257,7 @@ def diff_command(roster: RosterFolder, draft: DraftFolder = None, as_json: AsJso
 
     place = roster / "draft" if draft is None else draft
     proposal = open_draft(roster, draft=place, now=_now())
-    show_proposal(proposal)
+    show_proposal(proposal, as_json=as_json, yes=True)
     show(draft_facts(proposal, place), as_json=as_json, lines=draft_lines(proposal, place))
 
 
@@ -284,7 +284,7 @@ def sign_command(
             passphrase=(passphrase_file, passphrase_fd), as_json=as_json,
         )  # fmt: skip
         return
-    show_proposal(proposal)
+    show_proposal(proposal, as_json=as_json, yes=yes)
     if proposal.is_enough:
         ask("publish it?", yes=yes)
     settled = settle(proposal, signed_by=None)
@@ -318,11 +318,12 @@ def update_command(
     before = trusted(roster, now=_now(), accept_expired=True)[1] if memory.exists(roster) else None
     updated = update_roster(roster, source=source, now=_now())
     after = trusted(roster, now=_now())[1]
-    if before is None or before.targets.version != after.targets.version:
+    if not as_json:
         old = before.targets.version if before is not None else 0
-        show_changes(changes_between(before, after), title=f"version {old} becomes version {updated.version}")
-    else:
-        say(f"version {updated.version} is what you had")
+        if old == updated.version:
+            say(f"version {updated.version} is what you had")
+        else:
+            show_changes(changes_between(before, after), title=f"version {old} becomes version {updated.version}")
     show_roster(updated, roster, as_json=as_json)
 
 
