@@ -100,8 +100,12 @@ class Member:
         return fingerprint(self.signing.ed25519, self.signing.ml_dsa_65, self.recipient, self.log)
 
     def is_current(self, now: datetime) -> bool:
-        """Neither revoked nor outside its time, give or take a clock that is five minutes off."""
-        return self.active and within(now, self.not_before, self.not_after)
+        """Neither revoked nor outside its time, give or take a clock that is five minutes off.
+
+        A member is one since its first keys; which keys count when is what `signing_for` says.
+        """
+        since = min([self.not_before, *(old.not_before for old in self.former)])
+        return self.active and within(now, since, self.not_after)
 
     def signing_for(self, key_ids: tuple[str, str], *, at: datetime) -> SigningKeys:
         """The keys of those names, if this member could sign with them at `at`.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from not_fed import canonical
 from not_fed.envelope import Expectation, ImportPolicy, verify_sealed
 from not_fed.envelope.logged import label_entry
 from not_fed.envelope.policy import LogProofMissing
@@ -19,9 +20,9 @@ from not_fed.errors import TrustError
 from not_fed.keys import LogSigner
 from not_fed.trust.log import CheckpointRefused, LogProofRefused, NotALog, NoteMalformed
 from not_fed.trust.log_folder import LogFolder
-from not_fed.trust.members import MemberNotActive
+from not_fed.trust.members import FormerKeys, KeysRetired, MemberNotActive
 from tests.support.logs import Keeper, leaves
-from tests.support.trust import NOW, Parcel, assert_refused, organ_bytes
+from tests.support.trust import NOW, Forger, Parcel, Site, assert_refused, organ_bytes
 
 LOGGED = Expectation(demands=ImportPolicy(log_proof="required"))
 
@@ -110,6 +111,26 @@ def test_a_checkpoint_of_tomorrow_is_no_proof_today(logged: Parcel, keeper: Keep
     later.add(label_entry(logged.sealed.label))
     assert_refused(logged, CheckpointRefused, label=logged.sealed.label, proof=proof(logged, later))
     assert logged.open(label=logged.sealed.label, proof=proof(logged, keeper)).logged
+
+
+def test_an_organ_from_before_a_change_of_keys_still_opens_with_its_proof(logged: Parcel, keeper: Keeper) -> None:
+    """Own. A rotation makes old organs worthless, or lets old keys go on. Powers: old keys. Control: the old organ."""
+    before, members = logged.federation, logged.federation.roster.members
+    clinic, new, changed = members["clinic"], Site.make("clinic"), NOW + timedelta(hours=2)
+    former = FormerKeys(
+        signing=clinic.signing, recipient=clinic.recipient, not_before=clinic.not_before, not_after=changed
+    )
+    rotated = replace(
+        clinic, signing=new.signer.public, recipient=new.opener.recipient, not_before=changed, former=(former,)
+    )
+    logged.federation = replace(before, roster=replace(before.roster, members=members | {"clinic": rotated}))
+    later, label = changed + timedelta(hours=1), logged.sealed.label
+    opened = logged.open(now=later, label=label, proof=proof(logged, keeper))
+    assert opened.author == "clinic"
+    assert logged.open(now=later, label=label, out=logged.folder / "b").author == "clinic"  # and without the log
+    forger = Forger(logged)
+    forger.rewrite(passport=forger.passport_with(created=canonical.format_time(later)))
+    assert_refused(logged, KeysRetired, now=later)
 
 
 def test_an_author_whose_time_is_over_still_made_what_was_logged_before(logged: Parcel, keeper: Keeper) -> None:
