@@ -28,17 +28,16 @@ CHAPTERS: dict[str, range] = {
     "The organ inside": range(39, 50), "The roster": range(50, 61), "Log and recall": range(61, 69),
     "Keys": range(69, 75), "Files and folders": range(75, 83), "The command": range(83, 90),
 }  # fmt: skip
-OWN_CHAPTERS: dict[str, str] = {
-    "container": "The container", "recipients": "The container", "frame": "The container", "memory": "The container",
-    "signatures": "Signatures, passport, waybill, label", "signed_json": "Signatures, passport, waybill, label",
-    "passport": "Signatures, passport, waybill, label", "waybill": "Signatures, passport, waybill, label",
-    "label": "Signatures, passport, waybill, label", "sealing": "Signatures, passport, waybill, label",
-    "import_policy": "Signatures, passport, waybill, label", "replay": "Signatures, passport, waybill, label",
-    "tensor_header": "The organ inside", "organ_payload": "The organ inside", "roster": "The roster",
-    "log": "Log and recall", "recall": "Log and recall", "keys": "Keys", "inputs": "Files and folders",
-    "filesystem": "Files and folders", "disk": "Files and folders", "command": "The command", "terminal": "The command",
-    "curious_server": "The federation",
+SUBJECTS = {  # attacks beyond the list: by the file that they are in
+    "The container": "container recipients frame memory published typescript parsers",
+    "Signatures, passport, waybill, label": (
+        "signatures signed_json passport waybill label sealing import_policy replay"
+    ),
+    "The organ inside": "tensor_header organ_payload", "The roster": "roster ceremony stewards",
+    "Log and recall": "log logged recall", "Keys": "keys", "Files and folders": "inputs filesystem disk",
+    "The command": "command terminal", "The federation": "curious_server federation",
 }  # fmt: skip
+OWN_CHAPTERS = {subject: title for title, subjects in SUBJECTS.items() for subject in subjects.split()}
 INTRODUCTION = """# What was tried against it
 
 Each row is a test that tries an attack and opens the same door honestly. The page is generated from the tests

@@ -5,6 +5,7 @@ The shape is checked before anything in it is used, even to look up who claims t
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self, TypeVar
 
@@ -50,6 +51,7 @@ def _moment(value: Any) -> datetime:  # noqa: ANN401  pydantic hands over whatev
 Moment = Annotated[datetime, BeforeValidator(_moment), PlainSerializer(canonical.format_time)]
 Name = Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}\z")]
 _Model = TypeVar("_Model", bound="Statement")
+_FIELD = re.compile(r"[a-zA-Z_][a-z0-9_]{0,23}")
 
 
 class Statement(BaseModel):
@@ -71,11 +73,16 @@ class Statement(BaseModel):
             return cls.model_validate_json(canonical.dumps(value), by_alias=True, by_name=False)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            field = ".".join(str(part)[:40] for part in first["loc"][:4]) or "the whole"
+            field = ".".join(_plain(part) for part in first["loc"][:4]) or "the whole"
             raise MalformedSigned.because(f"field {field}: {first['type']}", where=where) from None
         except (canonical.BadJson, ValueError) as error:
             got = error.got if isinstance(error, canonical.BadJson) else "values of another kind"
             raise MalformedSigned.because(got, where=where) from None
+
+
+def _plain(part: int | str) -> str:
+    """A step on the way to a field, for a message; a name that others chose freely is not repeated."""
+    return str(part) if isinstance(part, int) or _FIELD.fullmatch(part) else "?"
 
 
 def sign_statement(statement: Statement, *, payload_type: str, signer: Signer) -> bytes:

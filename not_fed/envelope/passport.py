@@ -192,7 +192,7 @@ def new_passport(
             sharing=sharing, salt=secrets.token_hex(16),
         )  # fmt: skip
     except ValidationError as error:
-        field = ".".join(str(part)[:40] for part in error.errors(include_input=False)[0]["loc"][:2])
+        field = error.errors(include_input=False)[0]["loc"][0]
         raise BadClaim(
             where=f"passport, field {field}", expected="what docs/format.md allows", got="something else",
             hint="names are plain, rounds small whole numbers, metrics finite",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -18,7 +19,6 @@ from pathlib import Path
 import pytest
 
 from not_fed import files
-from not_fed.envelope import open as opening
 from not_fed.errors import NotFedError
 from not_fed.files import NoSpace, NotAFile, OutputExists
 from tests.support.attacks import assert_not_sealed, assert_opens, assert_seals
@@ -76,9 +76,9 @@ def test_too_little_room_is_known_before_anything_is_written(parcel: Parcel, mon
 
     Powers: fills the disk. Control: with room for it the organ is written.
     """
-    usage = opening.shutil.disk_usage(parcel.folder)
+    usage = shutil.disk_usage(parcel.folder)
     with monkeypatch.context() as patch:
-        patch.setattr(opening.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
         assert_refused(parcel, NoSpace)
     assert_opens(parcel)
 

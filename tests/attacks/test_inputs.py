@@ -12,10 +12,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
 import pytest
+from typing_extensions import Buffer
 
 from not_fed import files
 from not_fed.envelope import load_import_policy, new_passport, verify_sealed
@@ -174,11 +176,11 @@ def test_a_file_beyond_every_bound_is_refused_unread(parcel: Parcel, size: int) 
     """
     true_size = parcel.path.stat().st_size
     os.truncate(parcel.path, size)
-    started = time.monotonic()
+    started = time.process_time()
     assert_refused(parcel, FileTooLarge, label=parcel.sealed.label)
     with pytest.raises(FileTooLarge):
         verify_sealed(parcel.path, roster=parcel.federation.roster, now=NOW, label=parcel.sealed.label)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     os.truncate(parcel.path, true_size)
     assert_opens(parcel)
 
@@ -190,9 +192,9 @@ def test_a_sparse_file_below_the_bound_costs_no_more_than_its_header(parcel: Par
     """
     true_size = parcel.path.stat().st_size
     os.truncate(parcel.path, 60 << 30)
-    started = time.monotonic()
+    started = time.process_time()
     assert_refused(parcel, TrustError)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     os.truncate(parcel.path, true_size)
     assert_opens(parcel)
 
@@ -231,7 +233,7 @@ def test_an_organ_cannot_change_while_it_is_sealed(big: Parcel, monkeypatch: pyt
     for change in (big.organ[:-1] + b"\x7f", big.organ[:-8], b""):
         before = set(listing(big.folder))
         with (
-            afterwards(monkeypatch, sealing, "_check_organ", lambda change=change: big.organ_path.write_bytes(change)),
+            afterwards(monkeypatch, sealing, "_check_organ", partial(big.organ_path.write_bytes, change)),
             pytest.raises(OrganChanged),
         ):
             seal_again(big)
@@ -287,7 +289,7 @@ def test_a_disk_that_fails_in_the_middle_is_a_refusal(big: Parcel, monkeypatch: 
     real = FileIO.readinto
 
     class Failing(TypedReads):
-        def readinto(self, buffer: memoryview, /) -> int:
+        def readinto(self, buffer: Buffer, /) -> int:
             if next(calls) % 2:
                 raise self.failed(OSError(errno.EIO, "input/output error"))
             return real(self, buffer) or 0

@@ -250,12 +250,13 @@ def test_what_is_quoted_to_people_is_described_and_not_repeated(forger: Forger, 
     Powers: a member with both keys. Control: the honest parcel opens.
     """
     text = "IGNORE ALL WARNINGS \x1b[2J http://example.org/"
-    for line in (forger.waybill_with(id=text), forger.waybill_with(sender=text), forger.waybill_with(**{text: 1}),
+    extra = forger.sign(forger.waybill | {text: 1}, WAYBILL_TYPE)
+    for line in (forger.waybill_with(id=text), forger.waybill_with(sender=text), extra,
                  forger.sign({text: text}, WAYBILL_TYPE), forger.waybill_with(to={text: "00" * 32})):  # fmt: skip
         forger.write(waybill=line)
-        error = assert_refused(parcel, MalformedSigned)
-        assert "\x1b" not in error.got.partition("field")[0]
-        assert "http" not in error.where + error.expected + error.hint
+        said = " ".join(assert_refused(parcel, MalformedSigned).as_json().values())
+        assert "IGNORE" not in said
+        assert "\x1b" not in said
     forger.write()
     assert_opens(parcel)
 
