@@ -79,8 +79,8 @@ def import_command(
     seen, now = waybill_memory(roster, again=again), datetime.now(UTC)
     with shown() as progress:
         plan = plan_intake(
-            find_delivery(sealed), base=find_base(into, progress=progress), opener=opener, roster=trusted, now=now,
-            expect=expect, seen=seen, at=at, accept_different_base=accept_different_base,
+            find_delivery(sealed), into=lambda: find_base(into, progress=progress), opener=opener, roster=trusted,
+            now=now, expect=expect, seen=seen, at=at, accept_different_base=accept_different_base,
         )  # fmt: skip
     if out is None or dry_run:
         _show(plan, trusted, out=None, as_json=as_json)

@@ -8,7 +8,7 @@ while that folder has no name yet, and keeps the passport, label and proof in it
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -60,11 +60,13 @@ class IntakePlan:
 
 
 def plan_intake(
-    delivery: Delivery, *, base: Base, opener: Opener, roster: TrustedRoster, now: datetime, expect: Expectation,
-    seen: SeenWaybills, at: int | None = None, accept_different_base: bool = False,
+    delivery: Delivery, *, into: Callable[[], Base], opener: Opener, roster: TrustedRoster, now: datetime,
+    expect: Expectation, seen: SeenWaybills, at: int | None = None, accept_different_base: bool = False,
 ) -> IntakePlan:  # fmt: skip
-    """Verify everything and check the fit.
+    """Verify everything, and only then look for the base and check the fit.
 
+    Args:
+        into: finds the base; called once the sealed organ is known to be trusted.
     Raises:
         all that `verify_sealed` and `check_fit` raise; WaybillReplayed when it was taken in before.
     Guarantees: nothing is written, whatever the outcome.
@@ -75,7 +77,7 @@ def plan_intake(
         expect=expect, seen=seen,
     )  # fmt: skip
     assert verified.header is not None, "verified with a key"
-    organ = organ_of(verified.header, path=delivery.sealed)
+    organ, base = organ_of(verified.header, path=delivery.sealed), into()
     fit = check_fit(organ, base=base, at=at, accept_different_base=accept_different_base)
     names = base.span_names(fit.at)
     return IntakePlan(

@@ -145,6 +145,16 @@ def test_an_organ_is_taken_in_once_even_after_a_restart(world: Path) -> None:
     assert run(world, *IMPORT, "--out", "back", "--yes", "--again")[0] == 0
 
 
+def test_no_base_is_looked_for_before_the_organ_is_trusted(world: Path, tmp_path: Path) -> None:
+    sealed = bytearray((world / "knee.sealed").read_bytes())
+    sealed[-1] ^= 1
+    (tmp_path / "bad.sealed").write_bytes(sealed)
+    words = ["nowhere" if word == "base" else word for word in IMPORT]
+    for path, expected in ((str(tmp_path / "bad.sealed"), "container-damaged"), ("knee.sealed", "not-a-base")):
+        named = [path if word == "knee.sealed" else word for word in words]
+        assert json.loads(run(world, *named, "--out", "model", "--yes")[2])["code"] == expected
+
+
 def test_what_does_not_fit_is_refused_before_the_question(world: Path) -> None:
     code, _, said = run(world, *IMPORT, "--out", "model", "--yes", "--at", "0")
     assert (code, json.loads(said)["code"]) == (5, "other-base")

@@ -112,7 +112,7 @@ def import_(world: World) -> None:
     """The hub takes it in."""
     seen = DiskSeen(world.folder / "R" / "trusted" / "waybills.db", now=NOW)
     plan = plan_intake(
-        find_delivery(world.folder / "knee.sealed"), base=open_base(world.folder / "base"), opener=world.opener,
+        find_delivery(world.folder / "knee.sealed"), into=lambda: open_base(world.folder / "base"), opener=world.opener,
         roster=load_roster(world.folder / "R", now=NOW), now=NOW, expect=Expectation(), seen=seen,
     )  # fmt: skip
     apply_intake(plan, out=world.folder / "model", now=NOW, seen=seen)
