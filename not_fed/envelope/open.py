@@ -25,7 +25,7 @@ from not_fed.envelope.digest import BackgroundDigest
 from not_fed.envelope.finite import Peaks, ReadAt, check_weights
 from not_fed.envelope.frame import MAX_SEALED_BYTES, READ_BYTES
 from not_fed.envelope.header import BadTensorHeader, Readable, TensorHeader, check_organ_header
-from not_fed.envelope.label import check_label, read_label
+from not_fed.envelope.label import read_label
 from not_fed.envelope.logged import Inclusion, check_inclusion
 from not_fed.envelope.manifest import NotAnOrgan, read_manifest
 from not_fed.envelope.passport import DpClaim, Passport
@@ -225,8 +225,8 @@ def _verify_label(
             hint="ask the sender for the .label file, or name your key folder",
         )  # fmt: skip
     size_bytes = os.fstat(file.fileno()).st_size
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    checked = check_label(label, sealed_sha256=sha256, size_bytes=size_bytes, roster=roster, now=now)
+    checked = read_label(label, size_bytes=size_bytes, roster=roster, now=now)  # before 64 GiB of nothing are hashed
+    checked.check_digest(hashlib.file_digest(file, "sha256").hexdigest())  # type: ignore[arg-type]
     if expect.federation not in (None, checked.federation):
         raise OtherFederation(
             where="label", expected=str(expect.federation), got=checked.federation, hint="nothing was opened"

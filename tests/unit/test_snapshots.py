@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from not_fed import files, snapshots
+from not_fed.organ.writing import write_safetensors
 from not_fed.snapshots import FileChanging, FileState, note, note_written, recall, take_snapshot
 
 
@@ -122,3 +123,13 @@ def test_kinds_are_kept_apart(organ: Path) -> None:
     state = FileState.of(organ)
     note("tensors", [(organ, state)], "ab" * 32)
     assert recall("file", [(organ, state)]) is None
+
+
+def test_a_large_organ_is_hashed_while_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And when it is sealed, nobody reads it for its digest."""
+    blocks = {"layers.0.a": [b"ab" * 6, b"cd" * 2], "layers.1.b": [b"ef" * 8]}
+    shapes = {name: ("F32", (4,), 16) for name in blocks}
+    write_safetensors(tmp_path / "organ", shapes, metadata={}, blocks=blocks.__getitem__)
+    true = files.sha256(tmp_path / "organ")
+    monkeypatch.setattr(hashlib, "file_digest", None)
+    assert take_snapshot(tmp_path / "organ").sha256 == true
