@@ -173,10 +173,10 @@ def age_encrypt(place: Place) -> Work:
 
     recipient = pyrage.x25519.Identity.from_str((place.folder / "age.key").read_text()).to_public()
 
-    def work(size: str) -> object:
+    def work(size: str) -> None:
         out = place.output(size, "age")
         pyrage.encrypt_file(str(place.input(size, "organ")), str(out), [recipient])
-        return _sync(out)
+        _sync(out)
 
     return work
 
@@ -187,10 +187,10 @@ def age_decrypt(place: Place) -> Work:
 
     identity = pyrage.x25519.Identity.from_str((place.folder / "age.key").read_text())
 
-    def work(size: str) -> object:
+    def work(size: str) -> None:
         out = place.output(size, "opened")
         pyrage.decrypt_file(str(place.input(size, "age")), str(out), [identity])
-        return _sync(out)
+        _sync(out)
 
     return work
 
@@ -284,7 +284,7 @@ class _output:  # noqa: N801  reads as a function
         self._file = place.output(size, what).open("xb", buffering=0)
 
     def __enter__(self) -> BinaryIO:
-        return self._file  # type: ignore[return-value]
+        return self._file
 
     def __exit__(self, *_: object) -> None:
         os.fsync(self._file.fileno())

@@ -128,7 +128,7 @@ def test_kinds_are_kept_apart(organ: Path) -> None:
 def test_a_large_organ_is_hashed_while_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And when it is sealed, nobody reads it for its digest."""
     blocks = {"layers.0.a": [b"ab" * 6, b"cd" * 2], "layers.1.b": [b"ef" * 8]}
-    shapes = {name: ("F32", (4,), 16) for name in blocks}
+    shapes = dict.fromkeys(blocks, ("F32", (4,), 16))
     write_safetensors(tmp_path / "organ", shapes, metadata={}, blocks=blocks.__getitem__)
     true = files.sha256(tmp_path / "organ")
     monkeypatch.setattr(hashlib, "file_digest", None)
