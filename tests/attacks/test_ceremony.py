@@ -243,6 +243,19 @@ def test_a_draft_holds_nothing_that_is_not_shown(council: Council, tmp_path: Pat
     assert_signs(council, tmp_path / "same")  # control
 
 
+@pytest.mark.parametrize("name", ["an extra target", "a delegation"])
+def test_a_version_that_holds_more_than_a_roster_is_refused(council: Council, tmp_path: Path, name: str) -> None:
+    """Own. A complete version, signed by all stewards by hand, with a third target or a delegation to other keys.
+
+    Powers: all three stewards sign it; TUF has nothing against it. Control: the same forger changing nothing.
+    """
+    council.propose()
+    for change, folder in ((FORGERIES[name], tmp_path / "forged"), (lambda values: None, tmp_path / "same")):
+        forge_draft(stick(council), folder, signers(council.stewards), change)
+    assert "roster and its recalls" in assert_refused(council.site, RosterAltered, tmp_path / "forged").got
+    assert update_roster(council.site, source=tmp_path / "same", now=NOW).version == 2  # control
+
+
 def _content(length: int, digest: str) -> Change:
     def change(values: dict[str, dict[str, Any]]) -> None:
         values["targets"]["targets"]["roster.json"] = {"length": length, "hashes": {"sha256": digest}}
@@ -413,7 +426,9 @@ def test_signatures_of_others_do_not_count(council: Council, tmp_path: Path) -> 
         part.signatures.update({key: sig for key, sig in foreign.signatures.items() if key not in part.signatures})
         part.sign(CryptoSigner(Steward.generate("bob").private_keys()[0]), append=True)
     write_draft(tmp_path / "forged", alices)
-    assert open_draft(council.of("carol"), draft=tmp_path / "forged", now=NOW).progress[0].signed == ("alice",)
+    shown = open_draft(council.of("carol"), draft=tmp_path / "forged", now=NOW)
+    assert shown.progress[0].signed == ("alice",)
+    assert {len(part.signatures) for part in shown.draft.parts} == {2}  # and the others travel no further
     for part in alices.parts:
         part.sign(CryptoSigner(council.steward("bob").private_keys()[0]), append=True)
     write_draft(tmp_path / "half", alices)
@@ -521,6 +536,8 @@ def test_a_new_steward_alone_cannot_change_the_stewards(council: Council, tmp_pa
         for steward in stewards:
             proposal.sign(steward)
         write_draft(tmp_path / "draft", proposal.draft)
+        signed_roster = {key.public_key.keyid for key in signers(stewards)} & set(proposal.draft.targets.signatures)
+        assert len(signed_roster) == 2 * len({steward.name for steward in stewards} - {"bob", "carol"})
         return proposal.is_enough
 
     alice, bob, carol = council.stewards

@@ -445,7 +445,7 @@ def test_two_signed_rosters_of_one_version_are_not_mixed_and_not_unseen(council:
 
 
 def test_a_version_number_out_of_reach_is_recovered_from(tmp_path: Path) -> None:
-    """Own. Fast forward: a thief signs version 900,000,000, so that no honest version is ever newer.
+    """Own. Fast forward: a thief signs version 900,000,000, so that no honest version is ever newer; and a recall.
 
     Powers: had the steward's keys. Control: before the keys are exchanged the honest version is a rollback; after it,
     the site takes it (TUF 5.3.11), and the thief's own next version is refused.
@@ -454,6 +454,7 @@ def test_a_version_number_out_of_reach_is_recovered_from(tmp_path: Path) -> None
     pin_roster(tmp_path / "r", root_sha256=federation.root_sha256, out=site, now=NOW)
     thief = tmp_path / "thief"
     shutil.copytree(tmp_path / "r", thief)
+    recall_organ(thief, organ_sha256="ee" * 32, reason="to do harm", steward=federation.steward, now=NOW)
     newer(thief / "repository", signers([federation.steward]), by=900_000_000)
     update_roster(site, source=thief, now=NOW)
     renew_roster(tmp_path / "r", steward=federation.steward, now=NOW)
@@ -462,7 +463,8 @@ def test_a_version_number_out_of_reach_is_recovered_from(tmp_path: Path) -> None
     fresh = Steward.generate("again")
     change_stewards(tmp_path / "r", steward=[federation.steward, fresh], add=[steward_identity(fresh)],
                     remove=["steward"], now=NOW)  # fmt: skip
-    assert update_roster(site, source=tmp_path / "r", now=NOW).version == 3  # control
+    roster = update_roster(site, source=tmp_path / "r", now=NOW)
+    assert (roster.version, dict(roster.recalls)) == (3, {})  # control
     newer(thief / "repository", signers([federation.steward]))
     assert_refused(site, TrustError, thief)
 
