@@ -34,7 +34,7 @@ SUBJECTS = {  # attacks beyond the list: by the file that they are in
         "signatures signed_json passport waybill label sealing import_policy replay"
     ),
     "The organ inside": "tensor_header organ_payload", "The roster": "roster ceremony stewards",
-    "Log and recall": "log logged recall", "Keys": "keys", "Files and folders": "inputs filesystem disk",
+    "Log and recall": "log logged recall", "Keys": "keys", "Files and folders": "inputs filesystem disk known_digest",
     "The command": "command terminal", "The federation": "curious_server federation",
 }  # fmt: skip
 OWN_CHAPTERS = {subject: title for title, subjects in SUBJECTS.items() for subject in subjects.split()}
