@@ -60,6 +60,13 @@ def show_proposal(proposal: Proposal, *, as_json: bool, yes: bool) -> None:
         say(f"all of this is draft {proposal.draft.fingerprint}")
 
 
+def question_for(proposal: Proposal) -> str:
+    """What to ask before signing: about fingerprints, where there are new ones."""
+    if {"fingerprint", "steward-added", "steward-keys"} & {change.kind for change in proposal.changes}:
+        return "have you compared each fingerprint above over another channel, and do you sign all of this?"
+    return "do you sign all of this?"
+
+
 def is_alone(proposal: Proposal) -> bool:
     """Whether one steward is enough, before and after."""
     return all(group.needed == 1 for group in proposal.progress)
@@ -78,7 +85,7 @@ def decide(
 
     show_proposal(proposal, as_json=as_json, yes=yes)
     if question is not None or not is_alone(proposal):
-        ask(question or "sign all of this?", yes=yes)
+        ask(question or question_for(proposal), yes=yes)
     key = load(steward, passphrase)
     proposal.sign(key, instead=instead)
     settled = settle(proposal, signed_by=key)
@@ -88,13 +95,18 @@ def decide(
 def report(proposal: Proposal, roster: TrustedRoster | None, draft: Path | None, *, as_json: bool) -> None:
     """The published roster, or the draft and who is awaited."""
     if roster is not None:
-        show_roster(roster, proposal.folder, as_json=as_json)
+        show_roster(roster, proposal.folder, as_json=as_json, with_members=False)
         if not as_json:
-            say(f"published version {roster.version}; hand {proposal.folder}/repository to every member and steward")
+            is_first = roster.version == 1
+            words = "pin SOURCE --root-sha256 DIGEST --out R" if is_first else "update R --from SOURCE"
+            say(f"published; hand {proposal.folder}/repository to every member and steward, who type:")
+            say(f"  not-fed roster {words}")
+            if is_first:
+                say("tell them the digest, root sha256, over another channel than the one that brings the folder")
         return
     show(draft_facts(proposal, draft), as_json=as_json, lines=draft_lines(proposal, draft))
     if draft is not None and not as_json:
-        say(f"carry the folder {draft} to one of them, who types:")
+        say(f"carry the folder {draft} to one of them, who types, with R for a roster folder of their own:")
         say(f"  not-fed roster sign R --draft {draft.name} --steward KEYS")
 
 
@@ -184,6 +196,6 @@ def member_and_roles(text: str) -> tuple[PublicIdentity, list[str]]:
 
 __all__ = [
     "DRAFT_SCHEMA", "SCHEMA", "Instead", "PassphraseFd", "PassphraseFile", "StewardFolder", "Yes", "ask", "decide",
-    "draft_facts", "draft_lines", "is_alone", "load", "member_and_roles", "report", "show_changes", "show_proposal",
-    "show_roster",
+    "draft_facts", "draft_lines", "is_alone", "load", "member_and_roles", "question_for", "report", "show_changes",
+    "show_proposal", "show_roster",
 ]  # fmt: skip

@@ -200,7 +200,7 @@ def _show(schema: str, recall: Recall, *, as_json: bool, **more: Any) -> None:  
         "schema": schema, "organ_sha256": recall.organ_sha256, "reason": recall.reason,
         "by": recall.by or "stewards", "when": format_time(recall.time), **more,
     }  # fmt: skip
-    lines = [("recalled", recall.organ_sha256), ("reason", recall.reason), ("by", result["by"]),
+    lines = [("recalled", f"yes, by {result['by']}"), ("organ", recall.organ_sha256), ("reason", recall.reason),
              ("when", result["when"])]  # fmt: skip
     lines += [("file", str(more["file"]))] if "file" in more else []
     show(result, as_json=as_json, lines=lines)

@@ -22,6 +22,7 @@ from not_fed.cli.ceremony import (
     draft_lines,
     load,
     member_and_roles,
+    question_for,
     report,
     show_changes,
     show_proposal,
@@ -83,7 +84,7 @@ def create_command(
     )  # fmt: skip
     show_proposal(proposal, as_json=as_json, yes=yes)
     if others:
-        ask("have you compared these fingerprints with each steward and member? sign?", yes=yes)
+        ask(question_for(proposal), yes=yes)
     proposal.sign(key)
     settled = settle(proposal, signed_by=key)
     report(proposal, settled.roster, settled.draft, as_json=as_json)
@@ -246,8 +247,8 @@ def stewards_command(
     exchange = exchanging(add=[load_steward_identity(path) for path in add or []], remove=remove or [])
     decide(
         propose(roster, unchanged, now=_now(), expires_in=timedelta(days=expires_days), stewards=exchange),
-        steward=steward, yes=yes, question="have you compared each new steward's fingerprint? sign?", instead=instead,
-        passphrase=(passphrase_file, passphrase_fd), as_json=as_json,
+        steward=steward, yes=yes, question="do you exchange the stewards, who decide all else, and sign all of this?",
+        instead=instead, passphrase=(passphrase_file, passphrase_fd), as_json=as_json,
     )  # fmt: skip
 
 
@@ -278,9 +279,8 @@ def sign_command(
 
     proposal = open_draft(roster, draft=roster / "draft" if draft is None else draft, now=_now())
     if steward is not None:
-        question = "have you compared the fingerprints of new stewards and members? sign all of this?"
         decide(
-            proposal, steward=steward, yes=yes, question=question, instead=instead,
+            proposal, steward=steward, yes=yes, question=question_for(proposal), instead=instead,
             passphrase=(passphrase_file, passphrase_fd), as_json=as_json,
         )  # fmt: skip
         return
@@ -323,8 +323,9 @@ def update_command(
         if old == updated.version:
             say(f"version {updated.version} is what you had")
         else:
-            show_changes(changes_between(before, after), title=f"version {old} becomes version {updated.version}")
-    show_roster(updated, roster, as_json=as_json)
+            was = f"version {old} becomes" if old else "the first,"
+            show_changes(changes_between(before, after), title=f"{was} version {updated.version}")
+    show_roster(updated, roster, as_json=as_json, with_members=False)
 
 
 def show_command(roster: RosterFolder, as_json: AsJson = False) -> None:

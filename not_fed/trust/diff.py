@@ -129,7 +129,8 @@ def _recalls(before: list[RecallEntry], after: list[RecallEntry]) -> Iterator[Ch
 def _dates(draft: Draft, base: Verified | None) -> Iterator[Change]:
     short = canonical.format_time(draft.snapshot.signed.expires)
     yield Change("expires", short, "sites rely on it until then, unless it is renewed")
-    yield Change("roster-holds", canonical.format_time(draft.targets.signed.expires), "then it must be renewed")
+    long = canonical.format_time(draft.targets.signed.expires)
+    yield Change("roster-holds", long, "--accept-stale ends then, at the latest")
     if draft.root is not None:
         root = draft.root.signed
         yield Change("root", f"version {root.version}", f"until {canonical.format_time(root.expires)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from not_fed.errors import InputError
 from not_fed.keys import Steward
+from not_fed.trust.ceremony import propose, publish
+from not_fed.trust.repository import parse_metadata, signed_sha256
 from not_fed.trust.roster import (
     BadRole,
     add_member,
@@ -22,7 +25,7 @@ from not_fed.trust.roster import (
     root_sha256,
     update_roster,
 )
-from not_fed.trust.stewards import BadExpiry, threshold
+from not_fed.trust.stewards import BadExpiry, extending, threshold
 from tests.support.trust import FEDERATION, NOW, Federation, Site, days, listing
 
 
@@ -113,3 +116,41 @@ def test_a_roster_of_seven_stewards_still_loads(tmp_path: Path) -> None:
     stewards = [Steward.generate(str(number)) for number in range(7)]
     create_roster(tmp_path / "r", federation=FEDERATION, steward=stewards, members=[], now=NOW)
     assert load_roster(tmp_path / "r", now=NOW).version == 1
+
+
+def test_a_site_that_pinned_late_hands_the_first_root_on(tmp_path: Path) -> None:
+    """It was told the digest of the second root; a newcomer, who was told the first, can pin from its copy."""
+    federation, late, newcomer = Federation.make(tmp_path / "r"), tmp_path / "late", tmp_path / "newcomer"
+    renew_roster(tmp_path / "r", steward=federation.steward, now=NOW)
+    second = signed_sha256(parse_metadata((tmp_path / "r/repository/metadata/2.root.json").read_bytes()))
+    pin_roster(tmp_path / "r", root_sha256=second, out=late, now=NOW)
+    assert root_sha256(late) == second
+    renew_roster(tmp_path / "r", steward=federation.steward, now=NOW)
+    update_roster(late, source=tmp_path / "r", now=NOW)
+    pin_roster(late, root_sha256=federation.root_sha256, out=newcomer, now=NOW)
+    assert load_roster(newcomer, now=NOW) == load_roster(late, now=NOW)
+
+
+def test_a_copy_to_hand_on_that_was_lost_is_made_again(tmp_path: Path) -> None:
+    federation = Federation.make(tmp_path / "r")
+    shutil.rmtree(tmp_path / "r" / "repository")
+    assert load_roster(tmp_path / "r", now=NOW) == federation.roster
+    renew_roster(tmp_path / "r", steward=federation.steward, now=NOW)
+    pin_roster(tmp_path / "r", root_sha256=federation.root_sha256, out=tmp_path / "site", now=NOW)
+    assert load_roster(tmp_path / "site", now=NOW).version == 2
+
+
+def test_a_membership_can_be_extended(tmp_path: Path) -> None:
+    federation = Federation.make(tmp_path / "r")
+    proposal = propose(tmp_path / "r", extending("lab", now=NOW + days(300)), now=NOW + days(300))
+    proposal.sign(federation.steward)
+    roster = publish(proposal)
+    assert roster.member("lab", now=NOW + days(600)).name == "lab"
+    assert roster.members["hub"] == federation.roster.members["hub"]
+
+
+def test_a_roster_renews_its_root_before_that_expires(tmp_path: Path) -> None:
+    federation = Federation.make(tmp_path / "r")
+    roster = revoke_member(tmp_path / "r", name="lab", steward=federation.steward, now=NOW + days(400))
+    assert roster.expires_at == NOW + days(490)
+    assert root_sha256(tmp_path / "r") == federation.root_sha256
