@@ -24,7 +24,7 @@ BLOCK_BYTES = CHUNK_BYTES * _CHUNKS_PER_BLOCK
 _SEALED_CHUNK = CHUNK_BYTES + TAG_BYTES
 _SEALED_BLOCK = _SEALED_CHUNK * _CHUNKS_PER_BLOCK
 _BUFFERS = 3  # handed out, waiting behind it, being filled
-_WORD_BYTES = 8
+_PIECE_BYTES = 8192  # what is handed out in bulk comes in multiples of it: whole numbers, whole rows
 
 
 class Sink(Protocol):
@@ -127,7 +127,7 @@ class StreamReader:
         self._start, self._payload_bytes = file.tell(), payload_bytes
         self._left, self._number = payload_bytes, 0
         self._sealed = _buffers(1 if tap is None else _BUFFERS, min(_SEALED_BLOCK, payload_bytes))
-        self._plain = _buffers(_BUFFERS, min(BLOCK_BYTES, self.size_bytes) + _WORD_BYTES)
+        self._plain = _buffers(_BUFFERS, min(BLOCK_BYTES, self.size_bytes) + _PIECE_BYTES)
         self._ready = self._plain[0][:0]
 
     def take(self, limit: int) -> memoryview:
@@ -138,19 +138,19 @@ class StreamReader:
         return view
 
     def blocks(self, size_bytes: int) -> Iterator[memoryview]:
-        """The next `size_bytes`, in large pieces, each but the last a multiple of 8; BadContainer when it ends before.
+        """The next `size_bytes`, in large pieces, each but the last a multiple of 8 KiB.
 
-        A piece stays untouched until the second one after it is asked for.
+        A piece stays untouched until the second one after it is asked for. BadContainer when the payload ends before.
         """
         while size_bytes:
-            if len(self._ready) < min(_WORD_BYTES, size_bytes):
+            if len(self._ready) < min(_PIECE_BYTES, size_bytes):
                 if not self._left:
                     raise BadContainer.because("an end within the organ")
                 self._fill()
                 continue
             count = min(len(self._ready), size_bytes)
             if count < size_bytes:
-                count -= count % _WORD_BYTES
+                count -= count % _PIECE_BYTES
             view, self._ready = self._ready[:count], self._ready[count:]
             size_bytes -= count
             yield view
@@ -197,7 +197,7 @@ class StreamReader:
             raise BadContainer.because("bytes after the end")
 
     def _fill(self) -> None:
-        """Decrypt the next block behind what is left of the one before, which is less than a word."""
+        """Decrypt the next block behind what is left of the one before, which is less than a piece."""
         wanted = min(self._left, _SEALED_BLOCK)
         sealed = self._sealed[0][:wanted]
         _read_exactly(self._file, sealed)

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,7 @@ class Place:
     """The folder of one run of the benchmark; files are called <size>.<what>."""
 
     folder: Path
+    made: set[str] = field(default_factory=set)
 
     @cached_property
     def now(self) -> datetime:
@@ -76,11 +77,20 @@ class Place:
         return self.folder / f"{size}.{what}"
 
     def output(self, size: str, what: str) -> Path:
-        """A file that will be: what the turn before left is removed, with the papers beside it."""
-        path = self.folder / f"{size}.{what}"
-        for left in (path, path.with_name(f"{path.name}.label"), path.with_name(f"{path.name}.passport")):
-            left.unlink(missing_ok=True)
-        return path
+        """A file that will be; `clear` has taken away what the turn before left of the large one."""
+        self.made.add(what)
+        if size == SMALL:
+            self._remove(size, what)
+        return self.folder / f"{size}.{what}"
+
+    def clear(self) -> None:
+        """Remove the large ones of what was made, with the papers beside them: freeing memory takes time too."""
+        for what in self.made:
+            self._remove(LARGE, what)
+
+    def _remove(self, size: str, what: str) -> None:
+        for suffix in ("", ".label", ".passport"):
+            (self.folder / f"{size}.{what}{suffix}").unlink(missing_ok=True)
 
 
 def hash_file(place: Place) -> Work:
@@ -269,6 +279,7 @@ def measure(folder: Path, name: str) -> dict[str, float | None]:
     place = Place(folder)
     work = PREPARE[name](place)
     work(SMALL)
+    place.clear()
     reset_peak_memory()
     idle = peak_memory_mb()
     wall, cpu = time.perf_counter(), time.process_time()
