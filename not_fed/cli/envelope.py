@@ -59,7 +59,7 @@ def seal_command(
     federation: Annotated[str | None, typer.Option("--federation", help="Its name. [default: the roster's]")] = None,
     round_number: Annotated[int | None, typer.Option("--round", min=0, help="0 outside of rounds.")] = None,
     sharing: Annotated[Sharing, typer.Option("--sharing", help="Who may have it.")] = Sharing.ADDRESSEES,
-    valid_days: Annotated[int, typer.Option("--valid-days", min=1, max=3650, help="How long it may be opened.")] = 14,
+    valid_days: Annotated[int, typer.Option("--valid-days", min=1, max=92, help="How long it may be opened.")] = 14,
     pad: Annotated[bool, typer.Option("--pad", help="Hide the exact size; at most 12 % larger.")] = False,
     passphrase_file: PassphraseFile = None,
     passphrase_fd: PassphraseFd = None,

@@ -6,7 +6,7 @@ The shape is checked before anything in it is used, even to look up who claims t
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, StringConstraints, ValidationError
@@ -20,6 +20,7 @@ from not_fed.keys.signing import Signer
 from not_fed.trust.members import CLOCK_SKEW, Sha256
 
 __all__ = [
+    "MAX_VALIDITY",
     "BadSignature",
     "MalformedSigned",
     "Moment",
@@ -32,6 +33,9 @@ __all__ = [
     "parse_statement",
     "sign_statement",
 ]  # fmt: skip
+
+
+MAX_VALIDITY = timedelta(days=92)
 
 
 class Stale(TrustError):
@@ -99,11 +103,17 @@ def parse_statement(
 
 
 def check_validity(*, issued: datetime, expires: datetime, now: datetime, where: str) -> None:
-    """Raises Stale unless issued <= now < expires, give or take a clock that is five minutes off."""
-    if issued < expires and issued - now <= CLOCK_SKEW and now - expires < CLOCK_SKEW:
+    """Raises Stale unless issued <= now < expires, give or take a clock that is five minutes off.
+
+    And unless it is valid for at most a quarter. Former keys still sign for their own time, so whoever stole them can
+    write an earlier date: a quarter after the change of keys, nothing that they sign is current any more.
+    """
+    short = timedelta(0) < expires - issued <= MAX_VALIDITY
+    if short and issued - now <= CLOCK_SKEW and now - expires < CLOCK_SKEW:
         return  # differences: a sum would overflow at the end of the calendar, which others may write
     raise Stale(
-        where=where, expected=f"a time within its validity ({canonical.format_time(now)} is now)",
+        where=where,
+        expected=f"a validity of at most {MAX_VALIDITY.days} days, with {canonical.format_time(now)} in it",
         got=f"{canonical.format_time(issued)} to {canonical.format_time(expires)}",
         hint="nothing was opened; ask for it to be sealed again, and check this machine's clock",
     )  # fmt: skip

@@ -17,6 +17,7 @@ from not_fed.age.header import FILE_KEY_BYTES
 from not_fed.age.hybrid import wrap
 from not_fed.age.stream import NONCE_BYTES, Sink, sealed_size
 from not_fed.envelope.digest import BackgroundDigest
+from not_fed.envelope.dsse import MAX_VALIDITY
 from not_fed.envelope.frame import READ_BYTES, Frame, padme
 from not_fed.envelope.header import check_organ_header
 from not_fed.envelope.label import MAX_LABEL_BYTES, RECIPIENT_ROLES, is_own_label, label_path, write_label
@@ -31,7 +32,6 @@ from not_fed.snapshots import FileState, Snapshot
 from not_fed.trust.members import Member, TrustedRoster
 
 VALID_FOR = timedelta(days=14)
-_LONGEST = timedelta(days=3650)
 
 
 class BadRecipients(InputError):
@@ -148,10 +148,10 @@ def _check_passport(line: bytes, *, sender: Signer, roster: TrustedRoster, now: 
 
 
 def _check_ttl(ttl: timedelta) -> timedelta:
-    if timedelta(seconds=1) <= ttl <= _LONGEST:
+    if timedelta(seconds=1) <= ttl <= MAX_VALIDITY:
         return ttl
     raise CannotDispatch(
-        where="validity", expected=f"a second to {_LONGEST.days:,} days", got=f"{ttl.days:,} days",
+        where="validity", expected=f"a second to {MAX_VALIDITY.days} days", got=f"{ttl.days:,} days",
         hint="recipients could never open it, or for ever; 14 days is the usual",
     )  # fmt: skip
 

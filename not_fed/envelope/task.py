@@ -21,7 +21,7 @@ from not_fed.trust.members import CLOCK_SKEW, TrustedRoster
 TASK_TYPE = "application/vnd.not-fed.task.v1+json"
 GREETING_TYPE = "application/vnd.not-fed.greeting.v1+json"
 MAX_TASK_BYTES = 256 << 10
-MAX_VALIDITY = timedelta(days=30)
+_MAX_VALIDITY = timedelta(days=30)
 
 Hex128 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}\z")]
 
@@ -111,7 +111,9 @@ class Task(Statement):
             == (sorted(self.sites) if self.mode == "bank" else [self.coordinator]),
             "each sealed organ once": len({ref.sealed_sha256 for ref in self.parcels}) == len(self.parcels),
             "one organ of each sender": len({ref.sender for ref in self.parcels}) == len(self.parcels),
-            "an end after its beginning, in at most 30 days": timedelta(0) < self.expires - self.issued <= MAX_VALIDITY,
+            "an end after its beginning, in at most 30 days": timedelta(0)
+            < self.expires - self.issued
+            <= _MAX_VALIDITY,
         }
         for rule, kept in rules.items():
             if not kept:

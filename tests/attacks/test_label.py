@@ -186,8 +186,8 @@ def test_a_label_outlives_neither_its_time_nor_its_waybill(forger: Forger, parce
     Powers: the sender with both of its keys. Control: within the waybill's time the file opens.
     """
     said = payload_of(parcel.sealed.label)
-    longer = forger.sign(said | {"expires": "2027-06-01T00:00:00Z"}, LABEL_TYPE)
-    late = NOW.replace(year=2027, month=3)
+    longer = forger.sign(said | {"expires": "2027-02-01T00:00:00Z"}, LABEL_TYPE)
+    late = NOW.replace(year=2027, month=1)
     assert check_outside(parcel, longer, now=late)
     assert_refused(parcel, Stale, label=longer, now=late)
     assert_opens(parcel, label=longer)

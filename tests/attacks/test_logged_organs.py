@@ -14,6 +14,7 @@ import pytest
 
 from not_fed import canonical
 from not_fed.envelope import Expectation, ImportPolicy, verify_sealed
+from not_fed.envelope.dsse import Stale
 from not_fed.envelope.logged import label_entry
 from not_fed.envelope.policy import LogProofMissing
 from not_fed.errors import TrustError
@@ -131,6 +132,24 @@ def test_an_organ_from_before_a_change_of_keys_still_opens_with_its_proof(logged
     forger = Forger(logged)
     forger.rewrite(passport=forger.passport_with(created=canonical.format_time(later)))
     assert_refused(logged, KeysRetired, now=later)
+
+
+def test_whoever_stole_retired_keys_cannot_send_for_longer_than_a_quarter(logged: Parcel) -> None:
+    """Own. A waybill dated before the change of keys, valid for years. Powers: the old keys. Control: in their time."""
+    before, members = logged.federation, logged.federation.roster.members
+    clinic, new, changed = members["clinic"], Site.make("clinic"), NOW + timedelta(hours=2)
+    former = FormerKeys(
+        signing=clinic.signing, recipient=clinic.recipient, not_before=clinic.not_before, not_after=changed
+    )
+    rotated = replace(clinic, signing=new.signer.public, not_before=changed, former=(former,))
+    logged.federation = replace(before, roster=replace(before.roster, members=members | {"clinic": rotated}))
+    forger, expires = Forger(logged), changed + timedelta(days=300)
+    forger.write(waybill=forger.waybill_with(expires=canonical.format_time(expires)))
+    for moment in (NOW, changed + timedelta(days=200)):
+        assert_refused(logged, Stale, now=moment)
+    forger.write(waybill=forger.waybill_with(expires=canonical.format_time(NOW + timedelta(days=92))))
+    assert_refused(logged, Stale, now=NOW + timedelta(days=93))
+    assert logged.open(now=changed + timedelta(hours=1)).sender == "clinic"
 
 
 def test_an_author_whose_time_is_over_still_made_what_was_logged_before(logged: Parcel, keeper: Keeper) -> None:

@@ -52,8 +52,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_verify_has_the_documented_fields(world: Path) -> None:
-    fields = ["schema", "trusted", "sender", "author", "recipients", "federation", "round", "organ_sha256",
-              "base_sha256", "span", "epsilon", "delta", "unit", "recalled"]  # fmt: skip
+    fields = [
+        "schema", "trusted", "sender", "author", "recipients", "federation", "round", "organ_sha256", "base_sha256",
+        "span", "family", "size_bytes", "created", "epsilon", "delta", "unit", "audit", "recalled", "roster_version",
+        "roster_expires", "roster_stale", "log", "policy",
+    ]  # fmt: skip
     code, outside, _ = run(world, "verify", "knee.sealed", "--roster", "R2")
     assert (code, list(outside)) == (0, fields)
     assert (outside["sender"], outside["author"], outside["epsilon"], outside["recalled"]) == (
@@ -75,14 +78,15 @@ def test_open_writes_the_organ_and_says_whose(world: Path, tmp_path: Path) -> No
     code, opened, _ = run(world, *words)
     assert (code, opened["schema"], opened["sender"], opened["author"]) == (0, "not-fed/opened/1", "clinic", "clinic")
     assert out.read_bytes() == (world / "knee.organ").read_bytes()
-    code, _, said = run(world, *words)
-    assert (code, json.loads(said)["code"]) == (4, "output-exists")
+    for again, expected in ((), (6, "waybill-replayed")), (("--again",), (4, "output-exists")):
+        code, _, said = run(world, *words, *again)
+        assert (code, json.loads(said)["code"]) == expected
 
 
 REFUSALS = {
     "open knee.sealed --identity clinic --roster R2": (6, "not-for-this-key"),
     "open knee.sealed --identity hub --roster R2 --round 4": (6, "other-round"),
-    "open knee.sealed --identity hub --roster R2 --base-sha256 00": (5, "base-not-expected"),
+    "open knee.sealed --identity hub --roster R2 --again --base-sha256 00": (5, "base-not-expected"),
     "open missing --identity hub --roster R2": (4, "not-a-file"),
     "open knee.sealed --identity hub --roster nowhere": (6, "roster-not-pinned"),
     "seal knee.organ --to nobody --identity clinic --roster R": (6, "member-unknown"),
@@ -140,6 +144,7 @@ def test_an_organ_of_another_author_keeps_its_passport(world: Path, tmp_path: Pa
         "hub",
         "--roster",
         "R2",
+        "--again",
         "--passphrase-file",
         "pw",
         "--out",
