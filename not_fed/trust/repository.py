@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from tuf.api import exceptions as tuf_errors
 from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
-from tuf.api.serialization import DeserializationError
+from tuf.api.serialization import DeserializationError, SerializationError
 from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 
@@ -207,9 +207,11 @@ def parse_metadata(data: bytes) -> Metadata[Any]:
     """A metadata file, strictly JSON, not verified; raises RosterAltered."""
     try:
         canonical.loads(data, where="roster")
-        return _parse(data)
-    except (DeserializationError, canonical.BadJson) as error:
+        metadata = _parse(data)
+        len(metadata.signed_bytes)  # TUF reads fractions in places where it cannot write them again
+    except (DeserializationError, SerializationError, canonical.BadJson) as error:
         raise _translate(error) from None
+    return metadata
 
 
 def find_root(source: Path, *, sha256: str) -> bytes:
