@@ -90,7 +90,6 @@ def bench_crypto(
     """
     _check_peers()
     with _scratch(folder, needed=COPIES * size_mb * 1_000_000) as place:
-        _touch_memory(COPIES * size_mb * 1_000_000)
         _set_up(place, size_bytes=size_mb * 1_000_000)
         turns: dict[str, list[dict[str, float]]] = {name: [] for name in PREPARE}
         startup: list[float] = []
@@ -153,17 +152,6 @@ def _scratch(chosen: Path | None, *, needed: int) -> Iterator[Path]:
         where=", ".join(map(str, places)), expected=f"{needed:,} bytes free", got="less",
         hint="free some space, or measure less with --size-mb",
     )  # fmt: skip
-
-
-def _touch_memory(wanted: int) -> None:
-    """Use memory once before it counts, in a process of its own.
-
-    In a virtual machine the first use of a page waits for the host, which is charged to whoever happens to be first:
-    copying 200 MB to a file took 0.4 CPU seconds where the second copy took 0.08.
-    """
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    script = "import sys; block = bytearray(int(sys.argv[1])); block[::4096] = b'x' * len(range(0, len(block), 4096))"
-    _run([sys.executable, "-c", script, str(min(wanted, free // 2))])
 
 
 def _set_up(place: Path, *, size_bytes: int) -> None:
