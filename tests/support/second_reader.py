@@ -233,7 +233,8 @@ def verify_label(line: bytes, sealed: bytes, reader: Reader) -> dict[str, Any]:
 
 def check_dates(value: Mapping[str, Any], now: datetime) -> None:
     issued, expires = read_time(value["issued"]), read_time(value["expires"])
-    need(issued < expires and issued - now <= SKEW and now - expires < SKEW, "not-current")
+    need(issued < expires and expires - issued <= timedelta(days=92), "not-current")
+    need(issued - now <= SKEW and now - expires < SKEW, "not-current")
 
 
 def check_where(value: Mapping[str, Any], reader: Reader) -> None:

@@ -86,11 +86,14 @@ def canonical(value: object) -> bytes:
 
 def bech32(prefix: str, data: bytes) -> str:
     """BIP 173, of any length."""
-    alphabet = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
     bits = "".join(f"{byte:08b}" for byte in data)
     bits += "0" * (-len(bits) % 5)
-    values = [int(bits[at : at + 5], 2) for at in range(0, len(bits), 5)]
-    check = 1
+    return bech32_of([int(bits[at : at + 5], 2) for at in range(0, len(bits), 5)], prefix)
+
+
+def bech32_of(values: Sequence[int], prefix: str) -> str:
+    """With any groups of five bits."""
+    alphabet, check = "qpzry9x8gf2tvdw0s3jn54khce6mua7l", 1
     for value in [*(ord(mark) >> 5 for mark in prefix), 0, *(ord(mark) & 31 for mark in prefix), *values, *[0] * 6]:
         top, check = check >> 25, (check & 0x1FFFFFF) << 5 ^ value
         for bit, term in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):

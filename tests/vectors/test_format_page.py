@@ -16,7 +16,7 @@ from not_fed.age.header import write_header
 from not_fed.age.hybrid import identity_text, wrap
 from not_fed.age.scrypt import MAX_WORK_FACTOR
 from not_fed.envelope import frame, header, label, passport, waybill
-from not_fed.envelope.dsse import Statement
+from not_fed.envelope.dsse import MAX_VALIDITY, Statement
 from not_fed.envelope.finite import MAX_WEIGHT
 from not_fed.keys.dsse import pae
 from not_fed.keys.identity import PAYLOAD_TYPE as IDENTITY_TYPE
@@ -97,6 +97,7 @@ def test_the_pages_limits_are_the_codes() -> None:
         "label line": label.MAX_LABEL_BYTES,
         "passport line": passport.MAX_PASSPORT_BYTES,
         "padding": frame.max_pad(0),
+        "validity of a waybill or label": MAX_VALIDITY.days,
         "difference of clocks": CLOCK_SKEW.seconds,
         "scrypt work factor of a key file": MAX_WORK_FACTOR,
     }

@@ -50,6 +50,7 @@ OUTSIDE: list[tuple[str, str, str, dict[str, Any]]] = [
     ("ed25519-alone", "The ML-DSA-65 signature is noise.", "signature-refused", {"edit_label": noise(1)}),
     ("ml-dsa-65-alone", "The Ed25519 signature is noise.", "signature-refused", {"edit_label": noise(0)}),
     ("expired", "Five minutes after it expired.", "not-current", {"now": "2026-12-08T12:05:00Z"}),
+    ("valid-for-too-long", "92 days and a second.", "not-current", {"label": {"expires": "2027-02-24T12:00:01Z"}}),
     ("size", "Another size.", MISMATCH, {"label": {"sealed": {"sha256": "00" * 32, "size_bytes": 5}}}),
     ("digest", "The right size, another digest.", MISMATCH,
      {"edit_label_payload": another_digest}),

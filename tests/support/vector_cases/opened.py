@@ -56,6 +56,8 @@ def cases() -> Iterator[SealedCase]:
     yield case("opened-at-the-first-moment", "Five minutes before it was issued.", now="2026-11-24T11:55:00Z")
     yield case("opened-at-the-last-moment", "A second less than five minutes after it expired.",
                now="2026-12-08T12:04:59Z")
+    yield case("opened-valid-for-92-days", "As long as may be.", waybill={"expires": "2027-02-24T12:00:00Z"},
+               label={"expires": "2027-02-24T12:00:00Z"}, now="2027-02-24T11:00:00Z")
     yield case("opened-another-waybill-was-seen", "The memory holds other waybills.", seen=["ff" * 16])
     yield case("opened-signed-with-former-keys", "Author and sender changed their keys afterwards.",
                waybill_signer=BEFORE, passport_signer=BEFORE, label_signer=BEFORE, label={},

@@ -97,6 +97,11 @@ def without(claim: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in claim.items() if key != name}
 
 
+def ignored(value: bytes) -> Change:
+    """A field of the predicate that nobody looks at."""
+    return lambda body: body.replace(b'"author"', b'"x":' + value + b',"author"', 1)
+
+
 # fmt: off
 LINES: list[tuple[str, str, Change]] = [
     ("empty", "Nothing.", lambda line: b""),
@@ -225,6 +230,22 @@ SHAPES: list[tuple[Kind, str, str, Change]] = [
     ("passport", "salt-short", "30 digits.", predicate(salt="5a" * 15)),
     ("passport", "parents-null", "null for a list.", predicate(parents=None)),
     ("passport", "parents-not-digests", "Names.", predicate(parents=["knee"])),
+    # In a field that is ignored, where nothing but the JSON can be at fault.
+    *(("passport", f"ignored-{name}", about, ignored(value)) for name, about, value in (
+        ("nested-seventeen-deep", "One too many.", b"[" * 15 + b"]" * 15),
+        ("objects-seventeen-deep", "One too many.", b'{"a":' * 15 + b"0" + b"}" * 15),
+        ("integer-of-twenty-digits", "One too many.", b"-10000000000000000000"), ("nan", "NaN.", b"NaN"),
+        ("infinity", "Infinity.", b"Infinity"), ("infinite", "Infinity as a double.", b"-1e999"),
+        ("surrogate", "Half a character.", b'"\\udfff"'), ("surrogate-pair", "Both halves.", b'"\\uD83D\\uDE00"'),
+        ("surrogate-after-a-backslash", "The characters, though no escape.", b'"\\\\ud800"'),
+        ("duplicate-key", "A key twice, deep inside.", b'[{"a":{"b":1,"b":1}}]'),
+        ("duplicate-key-by-escape", "A key twice, once with an escape.", b'{"a":1,"\\u0061":1}'),
+        ("control-character", "A raw tab.", b'"\t"'), ("not-utf-8", "Latin 1.", b'"\xe9"'),
+        ("utf-8-surrogate", "Half a character in UTF-8.", b'"\xed\xa0\x80"'), ("no-value", "Nothing.", b""),
+        ("cut-escape", "Three digits.", b'"\\u006"'), ("fraction-without-digits", "1.", b"1."),
+        ("bare-word", "undefined.", b"undefined"), ("octal", "010.", b"010"), ("hexadecimal", "0x10.", b"0x10"),
+        ("form-feed", "White space that JSON does not have.", b"\x0c1"), ("no-break-space", "Another.", b"\xc2\xa01"),
+    )),
 ]
 LIMITS = {"pad": 1 << 40, "round": 1 << 31, "to": {name: TOO_MANY[name] for name in list(TOO_MANY)[:250]}}
 WELL_FORMED: list[tuple[Kind, str, str, Change]] = [
@@ -240,9 +261,14 @@ WELL_FORMED: list[tuple[Kind, str, str, Change]] = [
     ("passport", "at-its-limits", "The largest of each.", predicate(
         parents=["ab" * 32] * 64, span=[0, 65_535], family="f" * 64, round=1 << 31, organ_size_bytes=1 << 40,
         dp=DP | {"epsilon": 1e12, "accountant": "\u00e9" * 200}, metrics={f"m{place}": -1e30 for place in range(64)})),
-    ("passport", "nested-sixteen-deep", "The limit, in a field that is ignored.",
-     lambda body: body.replace(b'"author"', b'"x":' + b"[" * 14 + b"]" * 14 + b',"author"', 1)),
-    ("passport", "integer-of-nineteen-digits", "The limit, in a field that is ignored.",
-     swap('"author"', '"x":-9999999999999999999,"author"')),
+    *(("passport", f"ignored-{name}", about, ignored(value)) for name, about, value in (
+        ("nested-sixteen-deep", "The limit.", b"[" * 14 + b"]" * 14),
+        ("brackets-in-a-text", "They do not nest.", b'"' + b"[{" * 40 + b'\\"[[[["'),
+        ("integer-of-nineteen-digits", "The limit.", b"-9999999999999999999"),
+        ("number-of-many-digits", "A fraction may have them.", b"1." + b"0" * 400 + b"1e-400"),
+        ("escapes", "All that JSON has.", b'"\\u0000\\"\\\\\\/\\b\\f\\n\\r\\t\\uFFFF"'),
+        ("utf-8", "Two to four bytes, and U+2028.", "\u00e9\u20ac\U0001f600\u2028".encode().join((b'"', b'"'))),
+        ("same-key-in-two-places", "Only in one object it would be a fault.", b'[{"a":1},{"a":1}]'),
+    )),
 ]
 # fmt: on
