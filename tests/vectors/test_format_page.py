@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import base64
 import hashlib
+import json
 import re
+import sys
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 
@@ -15,18 +19,20 @@ from not_fed.age import header as age_header
 from not_fed.age.header import write_header
 from not_fed.age.hybrid import identity_text, wrap
 from not_fed.age.scrypt import MAX_WORK_FACTOR
-from not_fed.envelope import frame, header, label, passport, waybill
+from not_fed.envelope import frame, header, label, passport, task, waybill
 from not_fed.envelope.dsse import MAX_VALIDITY, Statement
 from not_fed.envelope.finite import MAX_WEIGHT
+from not_fed.keys import identity, steward, succession
 from not_fed.keys.dsse import pae
-from not_fed.keys.identity import PAYLOAD_TYPE as IDENTITY_TYPE
-from not_fed.keys.signing import key_fingerprint
-from not_fed.trust.members import CLOCK_SKEW
+from not_fed.keys.signing import FileSigner, key_fingerprint
+from not_fed.trust import recall
+from not_fed.trust.members import CLOCK_SKEW, MemberEntry
 from tests.support import second_age, second_json, second_reader, second_writer
 from tests.support.typage import HERE
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "format.md").read_text()
+NOW = datetime(2026, 11, 25, tzinfo=UTC)
 SEED = hashlib.sha256(b"example").digest()
 FILE_KEY, NONCE = bytes(range(16)), bytes(range(16, 32))
 SECOND = (second_reader, second_age, second_json, second_writer)
@@ -49,12 +55,12 @@ def ours() -> dict[tuple[str, str], str]:
     writer = StreamWriter(payload.write, file_key=FILE_KEY, nonce=NONCE)
     writer.write(frame.MAGIC + b"\n")
     writer.finish()
-    identity = HybridIdentity(SEED)
+    own = HybridIdentity(SEED)
     return {
         ("key name", "32 zero bytes"): key_fingerprint(bytes(32)),
         ("signed bytes", 'label type, payload `{"a":1}`'): pae(label.PAYLOAD_TYPE, b'{"a":1}').decode(),
         ("identity line", "seed = SHA-256(`example`)"): identity_text(SEED),
-        ("`pkR`", "of that seed, SHA-256 of its text"): hashlib.sha256(identity.recipient.encode()).hexdigest(),
+        ("`pkR`", "of that seed, SHA-256 of its text"): hashlib.sha256(own.recipient.encode()).hexdigest(),
         ("payload", "`not-fed.sealed/v1` LF alone, under that key"): payload.getvalue().hex(),
         ("pad", "an organ of 1,000,000 bytes"): str(frame.padme(1_000_000)),
     }
@@ -113,11 +119,26 @@ def test_the_pages_limits_are_the_codes() -> None:
 
 
 def test_the_pages_types_of_lines_are_the_codes() -> None:
-    said = {row[0]: row[2].strip("`") for row in table(section("Signed line")) if len(row) == 3 and "+json" in row[2]}
-    assert said == {
+    rows = [row for row in table(section("Signed line").partition("\n### ")[0]) if "+json" in row[-1]]
+    names = [name.strip() for row in rows for name in row[0].split(",")]
+    types = [
+        text.replace("...", "application/vnd.not-fed.") for row in rows for text in re.findall(r"`([^`]+)`", row[2])
+    ]
+    assert dict(zip(names, types, strict=True)) == {
         "passport": passport.PAYLOAD_TYPE, "waybill": waybill.PAYLOAD_TYPE, "label": label.PAYLOAD_TYPE,
-        "identity": IDENTITY_TYPE,
+        "identity": identity.PAYLOAD_TYPE, "steward": steward.PAYLOAD_TYPE, "succession": succession.PAYLOAD_TYPE,
+        "recall": recall.PAYLOAD_TYPE, "task": task.TASK_TYPE, "greeting": task.GREETING_TYPE,
     }  # fmt: skip
+    assert f"type `{identity.LOG_KEYS_TYPE}`" in PAGE
+
+
+def test_the_page_lists_every_field_of_a_member_and_of_an_identity() -> None:
+    member = {name for row in table(section("Roster")) for name in re.findall(r"`(\w+)`", row[0])}
+    assert member == set(MemberEntry.model_fields)
+    text = PAGE.partition("\n### Identity\n")[2].partition("\n##")[0]
+    said = {name for row in table(text) for name in re.findall(r"`(\w+)`", row[0])}
+    line = identity.sign_identity(FileSigner.generate("clinic"), seal=HybridIdentity(SEED).recipient, now=NOW)
+    assert said == set(json.loads(base64.b64decode(json.loads(line)["payload"])))
 
 
 @pytest.mark.parametrize(("title", "model"), [("Passport", passport.Passport), ("Waybill", waybill.Waybill),
@@ -145,8 +166,6 @@ def test_the_second_implementation_shares_no_code_with_ours() -> None:
 
 
 def stdlib() -> set[str]:
-    import sys
-
     return set(sys.stdlib_module_names)
 
 
