@@ -33,7 +33,7 @@ SUBJECTS = {  # attacks beyond the list: by the file that they are in
     "Signatures, passport, waybill, label": (
         "signatures signed_json passport waybill label sealing import_policy replay"
     ),
-    "The organ inside": "tensor_header organ_payload", "The roster": "roster ceremony stewards",
+    "The organ inside": "tensor_header organ_payload", "The roster": "roster ceremony draft members stewards",
     "Log and recall": "log logged recall", "Keys": "keys", "Files and folders": "inputs filesystem disk known_digest",
     "The command": "command terminal", "The federation": "curious_server federation",
 }  # fmt: skip

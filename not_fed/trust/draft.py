@@ -157,7 +157,7 @@ def read_draft(folder: Path, *, base: Verified | None) -> Draft:
         NotAFile: no draft there. DraftOutdated, DraftAhead: not the next version. DraftRefused: anything in it that an
         honest machine would not write; RosterMalformed: stewards of another shape.
     Guarantees: equal to what this machine builds from its people, dates, members and recalls; on top of `base`.
-    Proved by: tests/attacks/test_ceremony.py::test_a_draft_holds_nothing_that_is_not_shown
+    Proved by: tests/attacks/test_draft_contents.py::test_a_draft_holds_nothing_that_is_not_shown
     """
     draft = _parse_draft(folder)
     _check_next(draft, base)

@@ -120,7 +120,7 @@ class Member:
         Guarantees: the keys returned are on the roster under this name, for that time, give or take five minutes.
             Whoever stole keys that were later retired can still write an earlier date. Therefore keys that were stolen
             do not become former ones (`roster rotate --stolen`), and only a log says when something really existed.
-        Proved by: tests/attacks/test_roster.py::test_former_keys_serve_their_own_time_only
+        Proved by: tests/attacks/test_members.py::test_former_keys_serve_their_own_time_only
         """
         if not self.active:
             raise MemberNotActive(

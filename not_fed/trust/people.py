@@ -84,7 +84,7 @@ def people_of(root: Root) -> People:
     Raises:
         RosterMalformed: not exactly the root that `build_root` makes for some people.
     Guarantees: no two names are alike or share a key; no key is of small order; thresholds are those of this module.
-    Proved by: tests/attacks/test_ceremony.py::test_a_root_of_another_shape_is_refused
+    Proved by: tests/attacks/test_draft_contents.py::test_a_root_of_another_shape_is_refused
     """
     try:
         named = root.unrecognized_fields.get(FIELD)

@@ -130,7 +130,7 @@ def rotating(identity: PublicIdentity, *, succession: bytes | None, now: datetim
         stolen: nothing that the old keys signed counts any longer; not even their succession.
     Raises:
         UnknownMember, MemberNotActive, MemberExists; SuccessionRefused, BadSignature, MalformedSigned.
-    Proved by: tests/attacks/test_roster.py::test_a_succession_is_the_word_of_the_keys_in_use
+    Proved by: tests/attacks/test_members.py::test_a_succession_is_the_word_of_the_keys_in_use
     """
 
     def change(entry: MemberEntry) -> MemberEntry:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from not_fed import files
+from not_fed.trust.roster import add_member, pin_roster, update_roster
 from tests.support.commands import Desk, World, desk_in
 from tests.support.logs import Keeper, leaves, site
-from tests.support.trust import Federation, Forger, Parcel, organ_bytes
+from tests.support.rosters import Council
+from tests.support.trust import NOW, Federation, Forger, Parcel, Site, organ_bytes
 
 
 @pytest.fixture(scope="session")
@@ -79,3 +82,20 @@ def clinic(tmp_path: Path) -> Path:
 def no_nameless_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system without O_TMPFILE."""
     monkeypatch.setattr(files, "_open_nameless", lambda folder, mode: None)
+
+
+@pytest.fixture
+def council(tmp_path: Path) -> Council:
+    """Three stewards, and a site that trusts them."""
+    return Council.make(tmp_path / "council")
+
+
+@pytest.fixture
+def pinned(tmp_path: Path, own_federation: Federation) -> Path:
+    """A roster as a site keeps it: pinned once, versions 1 and 2 seen. Beside it: `version1`, and `roster` (2)."""
+    site, stewards = tmp_path / "site", own_federation.folder
+    pin_roster(stewards, root_sha256=own_federation.root_sha256, out=site, now=NOW)
+    shutil.copytree(stewards, tmp_path / "version1")
+    add_member(stewards, identity=Site.make("north").public, roles=["author"], steward=own_federation.steward, now=NOW)
+    assert update_roster(site, source=stewards, now=NOW).version == 2
+    return site

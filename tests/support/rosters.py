@@ -18,7 +18,7 @@ from not_fed.errors import NotFedError
 from not_fed.keys import Steward
 from not_fed.keys.steward import StewardIdentity
 from not_fed.trust import draft as drafts
-from not_fed.trust.ceremony import Proposal, propose, settle
+from not_fed.trust.ceremony import Proposal, open_draft, propose, settle
 from not_fed.trust.repository import SIGNED, signed_sha256
 from not_fed.trust.roster import TrustedRoster, create_roster, load_roster, pin_roster, update_roster
 from not_fed.trust.stewards import adding
@@ -162,3 +162,25 @@ def published_draft(council: Council, proposal: Proposal, folder: Path) -> Path:
     drafts.write_draft(folder, proposal.draft)
     assert trusted(council.site, now=NOW)[1].targets.version == proposal.draft.version - 1
     return folder
+
+
+def stick(council: Council) -> Path:
+    """Alice's draft, as it is carried about."""
+    return council.of("alice") / "draft"
+
+
+def assert_not_signed(council: Council, draft: Path, kind: type[NotFedError] | tuple[type[NotFedError], ...]) -> None:
+    """Bob's machine refuses the draft before it shows anything; nothing of bob's changes."""
+    before = state(council.of("bob"))
+    with pytest.raises(kind):
+        open_draft(council.of("bob"), draft=draft, now=NOW)
+    assert state(council.of("bob")) == before
+
+
+def assert_signs(council: Council, draft: Path, *, by: str = "bob") -> None:
+    """The honest control: that steward signs it, and it is published and arrives at the site."""
+    proposal = open_draft(council.of(by), draft=draft, now=NOW)
+    proposal.sign(council.steward(by), instead=True)
+    roster = settle(proposal, signed_by=council.steward(by)).roster
+    assert roster is not None
+    assert update_roster(council.site, source=council.of(by), now=NOW) == roster
