@@ -44,11 +44,23 @@ def test_the_command_starts_without_anything_heavy(statement: str) -> None:
     assert not loaded_by(statement) & set(HEAVY)
 
 
-@pytest.mark.parametrize(
-    "module", ["envelope", "envelope.open", "envelope.seal", "trust.roster", "keys", "privacy.accounting"]
-)
-def test_trust_loads_without_torch(module: str) -> None:
-    assert not loaded_by(f"import not_fed.{module}") & {"torch", "transformers", "flwr", "opacus", "safetensors"}
+EVERYTHING_IN = """
+import importlib, pkgutil
+import not_fed.{0} as package
+for module in pkgutil.walk_packages(package.__path__, "not_fed.{0}."):
+    importlib.import_module(module.name)
+"""
+
+
+@pytest.mark.parametrize("package", ["envelope", "trust", "keys", "age"])
+def test_trust_loads_without_torch_or_numpy(package: str) -> None:
+    """Every module: what decides trust runs on a plain laptop, and starts at once."""
+    heavy = {"torch", "transformers", "flwr", "opacus", "safetensors", "numpy"}
+    assert not loaded_by(EVERYTHING_IN.format(package)) & heavy
+
+
+def test_epsilon_is_computed_without_torch() -> None:
+    assert not loaded_by("import not_fed.privacy.accounting") & {"torch", "transformers", "flwr", "opacus"}
 
 
 def test_the_wheel_holds_the_library_the_bundle_and_nothing_else(tmp_path: Path) -> None:
