@@ -19,7 +19,10 @@ from not_fed.site.parcels import Parcel
 from not_fed.trust.roster import TrustedRoster
 from tests.support.federation import an_organ, seal_as, tiny_prepared
 
-NOW = datetime.now(UTC)
+
+def clock() -> datetime:
+    """Now: not when this file was read, which under pytest-xdist is minutes before its tests run."""
+    return datetime.now(UTC)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 @pytest.fixture(scope="module")
 def roster(prepared: Prepared) -> TrustedRoster:
-    return Home(prepared.coordinator).roster(NOW)
+    return Home(prepared.coordinator).roster(clock())
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +46,8 @@ def bank(tmp_path: Path) -> Bank:
 
 
 def test_a_sealed_organ_comes_back_with_its_label(bank: Bank, parcel: Parcel, roster: TrustedRoster) -> None:
-    label = bank.put(parcel.sealed, label=parcel.label, roster=roster, now=NOW)
-    bank.put(parcel.sealed, label=parcel.label, roster=roster, now=NOW)
+    label = bank.put(parcel.sealed, label=parcel.label, roster=roster, now=clock())
+    bank.put(parcel.sealed, label=parcel.label, roster=roster, now=clock())
     assert label.sender == "clinic"
     assert bank.get(parcel.sha256) == (parcel.sealed, parcel.label)
     assert {kind: stored.count for kind, stored in bank.listing().items()} == {"sealed": 1, "label": 1}
@@ -58,19 +61,19 @@ def test_nothing_but_labelled_ciphertext_is_stored(
     secret = encrypt_with_passphrase(organ, passphrase=b"x", work_factor=1)
     for data in (b"", b"plain text", organ, b"age-encryption.org/v1\n" + organ, secret):
         with pytest.raises(NotSealed):
-            bank.put(data, label=parcel.label, roster=roster, now=NOW)
+            bank.put(data, label=parcel.label, roster=roster, now=clock())
     for changed in (parcel.sealed + b"x", parcel.sealed[:-1], parcel.sealed[:-1] + b"x"):
         with pytest.raises(LabelMismatch):
-            bank.put(changed, label=parcel.label, roster=roster, now=NOW)
+            bank.put(changed, label=parcel.label, roster=roster, now=clock())
     for label in (b"", b"{}", parcel.label.replace(b"payload", b"Payload", 1)):
         with pytest.raises(NotFedError):
-            bank.put(parcel.sealed, label=label, roster=roster, now=NOW)
+            bank.put(parcel.sealed, label=label, roster=roster, now=clock())
     assert bank.listing() == {}
-    bank.put(parcel.sealed, label=parcel.label, roster=roster, now=NOW)  # control: the door does open
+    bank.put(parcel.sealed, label=parcel.label, roster=roster, now=clock())  # control: the door does open
 
 
 def test_a_file_that_changed_on_disk_is_not_handed_out(bank: Bank, parcel: Parcel, roster: TrustedRoster) -> None:
-    bank.put(parcel.sealed, label=parcel.label, roster=roster, now=NOW)
+    bank.put(parcel.sealed, label=parcel.label, roster=roster, now=clock())
     bank.path(parcel.sha256).write_bytes(parcel.sealed[:-1] + bytes([parcel.sealed[-1] ^ 1]))
     with pytest.raises(BankDamaged):
         bank.get(parcel.sha256)

@@ -25,7 +25,12 @@ from not_fed.simulation import Prepared
 from not_fed.site.parcels import Parcel
 from tests.support.federation import SITES, an_organ, seal_as, tiny_prepared
 
-NOW = datetime.now(UTC)
+
+def clock() -> datetime:
+    """Now: not when this file was read, which under pytest-xdist is minutes before its tests run."""
+    return datetime.now(UTC)
+
+
 FIRST = Step(run="first", round=1, kind="train")
 
 
@@ -45,22 +50,22 @@ def reply(parcel: Parcel) -> Reply:
 
 
 def accept(rounds: Rounds, step: Step, site: str, answer: Reply) -> str:
-    return rounds.accept(step, site, answer, seconds=1.0, now=NOW)
+    return rounds.accept(step, site, answer, seconds=1.0, now=clock())
 
 
 def test_every_site_gets_the_same_task_and_the_organs_of_the_others(prepared: Prepared) -> None:
-    rounds = Rounds(prepared.coordinator, now=NOW)
+    rounds = Rounds(prepared.coordinator, now=clock())
     parcels = {site: organ(prepared, site) for site in SITES}
     assert rounds.next_step() == FIRST
-    assert all(rounds.order(FIRST, site, now=NOW).parcels == () for site in SITES)
+    assert all(rounds.order(FIRST, site, now=clock()).parcels == () for site in SITES)
     for site in SITES:
         assert accept(rounds, FIRST, site, reply(parcels[site])) == "sealed"
-    rounds.close(FIRST, now=NOW)
+    rounds.close(FIRST, now=clock())
     second = rounds.next_step()
     assert second == Step(run="first", round=2, kind="train")
-    orders = {site: rounds.order(second, site, now=NOW) for site in SITES}
+    orders = {site: rounds.order(second, site, now=clock()) for site in SITES}
     assert len({order.task for order in orders.values()}) == 1
-    task = verify_task(orders["clinic"].task, roster=rounds.roster, now=NOW)
+    task = verify_task(orders["clinic"].task, roster=rounds.roster, now=clock())
     assert [ref.sender for ref in task.parcels] == list(SITES)
     for site, order in orders.items():
         others = sorted(name for name in SITES if name != site)
@@ -70,9 +75,9 @@ def test_every_site_gets_the_same_task_and_the_organs_of_the_others(prepared: Pr
 
 
 def test_an_answer_that_is_not_what_was_asked_does_not_count(prepared: Prepared) -> None:
-    rounds = Rounds(prepared.coordinator, now=NOW)
+    rounds = Rounds(prepared.coordinator, now=clock())
     good = organ(prepared, "clinic")
-    rounds.order(FIRST, "clinic", now=NOW)
+    rounds.order(FIRST, "clinic", now=clock())
     path = an_organ(prepared, prepared.folder / "x.organ")
     bad = {
         "of another round": reply(seal_as(prepared, "clinic", path, round_number=2)),
@@ -93,12 +98,12 @@ def test_an_answer_that_is_not_what_was_asked_does_not_count(prepared: Prepared)
 
 def test_a_larger_answer_than_the_plan_allows_is_refused_unread(tmp_path: Path) -> None:
     prepared = tiny_prepared(tmp_path, plan={"max_parcel_bytes": 1000})
-    rounds = Rounds(prepared.coordinator, now=NOW)
+    rounds = Rounds(prepared.coordinator, now=clock())
     assert accept(rounds, FIRST, "clinic", reply(organ(prepared, "clinic"))) == "bad-answer"
 
 
 def test_an_organ_counts_once(prepared: Prepared) -> None:
-    rounds = Rounds(prepared.coordinator, now=NOW)
+    rounds = Rounds(prepared.coordinator, now=clock())
     parcel = organ(prepared, "clinic")
     assert accept(rounds, FIRST, "clinic", reply(parcel)) == "sealed"
     accept(rounds, FIRST, "clinic", reply(parcel))
@@ -108,35 +113,35 @@ def test_an_organ_counts_once(prepared: Prepared) -> None:
 
 
 def test_whatever_a_site_sends_as_a_code_is_cleaned(prepared: Prepared) -> None:
-    rounds = Rounds(prepared.coordinator, now=NOW)
+    rounds = Rounds(prepared.coordinator, now=clock())
     for site, code in zip(SITES, ("policy-span", "Robert'); DROP TABLE answers;--", "x" * 10_000), strict=True):
         assert accept(rounds, FIRST, site, Reply(refused=code)) == "refused"
     assert [one.code for one in rounds.state.answers("first")] == ["policy-span", "bad-code", "bad-code"]
 
 
 def test_too_few_organs_end_the_run_and_a_later_start_goes_on(prepared: Prepared) -> None:
-    rounds = Rounds(prepared.coordinator, now=NOW)
-    task = rounds.order(FIRST, "clinic", now=NOW).task
+    rounds = Rounds(prepared.coordinator, now=clock())
+    task = rounds.order(FIRST, "clinic", now=clock()).task
     accept(rounds, FIRST, "clinic", reply(organ(prepared, "clinic")))
     accept(rounds, FIRST, "ward", Reply(refused="internal-error"))
     with pytest.raises(TooFewAnswers):
-        rounds.close(FIRST, now=NOW)
-    again = Rounds(prepared.coordinator, now=NOW)
+        rounds.close(FIRST, now=clock())
+    again = Rounds(prepared.coordinator, now=clock())
     assert again.next_step() == FIRST
     assert again.waiting_for(FIRST) == ["hospice", "ward"]
-    assert again.order(FIRST, "ward", now=NOW).task == task  # the same bytes: a site that answered answers the same
-    assert again.order(FIRST, "ward", now=NOW + timedelta(days=8)).task != task  # expired: a fresh one
+    assert again.order(FIRST, "ward", now=clock()).task == task  # the same bytes: a site that answered answers the same
+    assert again.order(FIRST, "ward", now=clock() + timedelta(days=8)).task != task  # expired: a fresh one
     accept(again, FIRST, "ward", reply(organ(prepared, "ward")))
-    again.close(FIRST, now=NOW)
+    again.close(FIRST, now=clock())
     assert again.next_step() == Step(run="first", round=2, kind="train")
 
 
 def test_a_plan_does_not_change_under_a_run(prepared: Prepared) -> None:
-    Rounds(prepared.coordinator, now=NOW)
+    Rounds(prepared.coordinator, now=clock())
     path = prepared.coordinator / "federation.toml"
     path.write_text(path.read_text().replace("rounds = 2", "rounds = 3"))
     with pytest.raises(PlanChanged):
-        Rounds(prepared.coordinator, now=NOW)
+        Rounds(prepared.coordinator, now=clock())
 
 
 @pytest.mark.parametrize(
@@ -160,12 +165,12 @@ def test_a_plan_that_cannot_be_is_refused(prepared: Prepared, change: Callable[[
 
 def test_the_aggregator_leaves_out_what_would_spoil_the_mean(tmp_path: Path) -> None:
     prepared = tiny_prepared(tmp_path, mode="trusted")
-    rounds = Rounds(prepared.coordinator, now=NOW)
+    rounds = Rounds(prepared.coordinator, now=clock())
     accept(rounds, FIRST, "clinic", reply(organ(prepared, "clinic", add=1.0)))
     accept(rounds, FIRST, "hospice", reply(organ(prepared, "hospice", add=float("nan"))))
     accept(rounds, FIRST, "ward", reply(organ(prepared, "ward", add=3.0)))
-    rounds.close(FIRST, now=NOW)
-    order = rounds.order(Step(run="first", round=2, kind="train"), "clinic", now=NOW)
+    rounds.close(FIRST, now=clock())
+    order = rounds.order(Step(run="first", round=2, kind="train"), "clinic", now=clock())
     (only,) = order.parcels
     label, sealed = only.label, only.sealed
     (tmp_path / "aggregate.sealed").write_bytes(sealed)
@@ -175,7 +180,7 @@ def test_the_aggregator_leaves_out_what_would_spoil_the_mean(tmp_path: Path) -> 
         opener=home.opener(),
         roster=rounds.roster,
         out=tmp_path / "aggregate.organ",
-        now=NOW,
+        now=clock(),
         label=label,
         expect=Expectation(federation="tiny", round_number=1, span=(1, 3)),
     )

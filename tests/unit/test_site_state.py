@@ -19,8 +19,13 @@ from not_fed.keys import Opener
 from not_fed.site.prefix_cache import PrefixCache, forget_prefixes
 from not_fed.site.state import KeptOrgan, RoundTaken, RunChanged, RunEnded, RunsSpent, SiteState, TaskChanged
 
-NOW = datetime.now(UTC)
-LATER = NOW + timedelta(days=14)
+
+def clock() -> datetime:
+    """Now: not when this file was read, which under pytest-xdist is minutes before its tests run."""
+    return datetime.now(UTC)
+
+
+LATER = clock() + timedelta(days=14)
 FIELDS: dict[str, Any] = {
     "v": 1,
     "id": "0" * 32,
@@ -38,7 +43,7 @@ FIELDS: dict[str, Any] = {
     "recipients": ("clinic", "ward"),
     "parcels": (),
     "coordinator": "hub",
-    "issued": NOW,
+    "issued": clock(),
     "expires": LATER,
     "roster_version": 1,
 }
@@ -55,12 +60,12 @@ def last_task(number: int) -> Task:
 
 
 def start(state: SiteState, order: Task, *, runs: int | None = None) -> None:
-    state.start(order, sha256=order.id * 2, now=NOW, max_private_runs=runs)
+    state.start(order, sha256=order.id * 2, now=clock(), max_private_runs=runs)
 
 
 def finish(state: SiteState, order: Task, answer: dict[str, Any] | None = None) -> None:
     start(state, order)
-    state.finish(order, answer=answer or {"received": 0}, result={}, now=NOW)
+    state.finish(order, answer=answer or {"received": 0}, result={}, now=clock())
 
 
 def test_a_waybill_is_remembered_after_a_restart(tmp_path: Path) -> None:
@@ -73,8 +78,8 @@ def test_a_waybill_is_remembered_after_a_restart(tmp_path: Path) -> None:
 
 def test_a_waybill_is_forgotten_only_long_after_nobody_can_open_it(tmp_path: Path) -> None:
     state = SiteState(tmp_path)
-    state.record("just expired", NOW - timedelta(hours=1))
-    state.record("long ago", NOW - timedelta(days=2))
+    state.record("just expired", clock() - timedelta(hours=1))
+    state.record("long ago", clock() - timedelta(days=2))
     state.record("new", LATER)
     state.check("long ago")
     with pytest.raises(WaybillReplayed):
@@ -107,8 +112,8 @@ def test_a_round_is_answered_once_whatever_the_tasks_id(tmp_path: Path) -> None:
     start(state, task(1))
     start(state, task(2))  # nothing left under the first id: the site crashed, the task expired
     with pytest.raises(RoundTaken):
-        state.finish(task(1), answer={}, result={}, now=NOW)  # and the slower attempt may not answer any more
-    state.finish(task(2), answer={}, result={}, now=NOW)
+        state.finish(task(1), answer={}, result={}, now=clock())  # and the slower attempt may not answer any more
+    state.finish(task(2), answer={}, result={}, now=clock())
     with pytest.raises(RoundTaken):
         start(state, task(3))
 
