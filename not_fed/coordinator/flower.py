@@ -18,7 +18,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 
-from not_fed.coordinator.rounds import Order, Reply, Rounds
+from not_fed.arrays import bytes_of_array
+from not_fed.coordinator.rounds import Order, Reply, Rounds, clean_code
 from not_fed.coordinator.state import Step
 from not_fed.envelope.task import new_id, verify_greeting
 from not_fed.errors import NotFedError, PeerError
@@ -122,7 +123,7 @@ class _Seats:
         answer = _record(reply, "answer")
         line, plan = answer.get("greeting"), self._rounds.plan
         if not isinstance(line, bytes):
-            log.warning("a connection did not say who it is: %s", str(answer.get("refused"))[:64])
+            log.warning("a connection did not say who it is: %s", clean_code(answer.get("refused")))
             return None
         try:
             said = verify_greeting(line, coordinator=plan.name, nonce=nonce, roster=self._rounds.roster, now=_now())
@@ -205,11 +206,7 @@ def _sealed(message: Message) -> bytes | None:
     parcels = message.content.get("parcels") if message.has_content() else None
     if not isinstance(parcels, ArrayRecord) or len(parcels) != 1:
         return None
-    try:
-        array = next(iter(parcels.values())).numpy()
-    except (ValueError, TypeError, EOFError, OSError):  # numpy's words for bytes that are no array; pickles are refused
-        return None
-    return array.tobytes() if array.dtype == np.uint8 and array.ndim == 1 else None
+    return bytes_of_array(next(iter(parcels.values())).data)
 
 
 def _record(message: Message, name: str) -> ConfigRecord:

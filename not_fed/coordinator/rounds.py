@@ -166,7 +166,7 @@ class Rounds:
         )
         for left_out in reply.left_out[: len(self.plan.sites)]:
             digest_part, _, reason = left_out.partition(" ")
-            log.info("round %d: %s left out %s: %s", step.round, site, digest_part[:12], _clean(reason))
+            log.info("round %d: %s left out %s: %s", step.round, site, clean_code(digest_part[:12]), clean_code(reason))
         return status
 
     def close(self, step: Step, *, now: datetime) -> None:
@@ -196,7 +196,7 @@ class Rounds:
         self, step: Step, site: str, reply: Reply, *, now: datetime
     ) -> tuple[Status, str | None, str | None, int]:
         if reply.refused is not None:
-            return ("silent" if reply.refused == "silent" else "refused"), _clean(reply.refused), None, 0
+            return ("silent" if reply.refused == "silent" else "refused"), clean_code(reply.refused), None, 0
         if step.kind == "receive":
             return (
                 ("received", None, None, 0) if reply.received is not None else ("bad-answer", "wrong-answer", None, 0)
@@ -327,9 +327,9 @@ class Rounds:
         )
 
 
-def _clean(code: str) -> str:
-    """A site's code when it looks like one; a site may send anything."""
-    return code if len(code) <= 64 and _CODE.fullmatch(code) else "bad-code"
+def clean_code(code: object) -> str:
+    """A site's code when it looks like one; whoever is connected may send anything, lines for the log included."""
+    return code if isinstance(code, str) and len(code) <= 64 and _CODE.fullmatch(code) else "bad-code"
 
 
 def _wrong(expected: str, got: str) -> WrongAnswer:

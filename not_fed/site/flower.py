@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 
+from not_fed.arrays import bytes_of_array
 from not_fed.errors import InputError, NotFedError
 from not_fed.home import simulation_folder
 from not_fed.progress import current
@@ -100,13 +101,10 @@ def _read(content: RecordDict) -> tuple[bytes, list[Parcel], bytes | None]:
 
 
 def _bytes(array: Array) -> bytes:
-    try:
-        data = array.numpy()
-    except (ValueError, TypeError, EOFError, OSError):
-        raise _bad("arrays of bytes") from None
-    if data.dtype != np.uint8 or data.ndim != 1:
+    data = bytes_of_array(array.data)
+    if data is None:
         raise _bad("arrays of bytes")
-    return data.tobytes()
+    return data
 
 
 def _checked(paper: object) -> bytes:

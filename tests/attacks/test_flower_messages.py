@@ -1,0 +1,112 @@
+"""Adversary: a site, or anybody who may open a connection, whose messages are not what a site would send.
+
+Powers: sends any record to the coordinator; a hostile coordinator, any record to a site.
+Always: a missing answer there, a typed refusal here; the run goes on, and its log says what happened and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from not_fed.coordinator import flower as coordinator
+from not_fed.coordinator.rounds import Reply, Rounds, clean_code
+from not_fed.coordinator.state import Step
+from not_fed.site import flower as site
+from not_fed.site.flower import BadMessage
+from tests.support.trust import NOW
+
+SHAPES = ["(10000000000000,)", "(-1,)", f"({1 << 62}, 4)", f"({(1 << 63) - 1},)", f"({1 << 70},)", "(3, 'a')", "(4,)",
+          "()", "(1, 3)", "(3,]", "(" * 400, "'" + "9" * 5000 + "'"]  # fmt: skip
+FORGED = "x\n2026-11-25 01:00 round 3: clinic answered sealed\x1b[2J"
+
+
+def numpy_file(shape: str, *, descr: str = "'|u1'", body: bytes = b"abc") -> bytes:
+    """A numpy file whose header says anything."""
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + body
+
+
+def reply(array: Array) -> Message:
+    """A site's answer with one parcel."""
+    content = RecordDict({"answer": ConfigRecord({"label": b"label"}), "parcels": ArrayRecord({"0": array})})
+    return message(content)
+
+
+def message(content: RecordDict) -> Message:
+    """A message as far as the adapter looks at it."""
+    return cast("Message", SimpleNamespace(content=content, has_content=lambda: True, has_error=lambda: False))
+
+
+def raw(data: bytes) -> Array:
+    """An array whose bytes nobody looked at."""
+    return Array(dtype="uint8", shape=(3,), stype="numpy.ndarray", data=data)
+
+
+def honest(data: bytes) -> Array:
+    """An array as Flower makes it."""
+    return Array(np.frombuffer(data, dtype=np.uint8))
+
+
+def test_an_array_that_announces_more_than_it_has_ends_nothing() -> None:
+    """Own. A hundred and twenty-eight bytes whose header announces terabytes, or a shape that no array has.
+
+    Powers: an enrolled site, or a coordinator, that sends any record. Control: arrays of bytes as numpy writes them,
+    an empty one too, arrive as they were sent.
+    """
+    good = numpy_file("(3,)")
+    files = [numpy_file(shape) for shape in SHAPES]
+    files += [numpy_file("(3,)", descr=descr) for descr in ("'|i1'", "'|O'", "'<u8'", "[('a', '|u1')]")]
+    files += [good[:40], good[:-1], good + b"d", b"", b"PK\x03\x04", b"\x80\x04."]
+    for data in files:
+        assert coordinator._reply(reply(raw(data))).sealed is None
+        with pytest.raises(BadMessage):
+            site._bytes(raw(data))
+    for body in (b"abc", b"", bytes(range(256)) * 5000):
+        for array in (honest(body), raw(numpy_file(f"({len(body)},)", body=body))):
+            assert coordinator._reply(reply(array)).sealed == body
+            assert site._bytes(array) == body
+
+
+def test_no_connection_writes_lines_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Own. A refusal that carries a line break, a forged line of the log, and commands for a terminal.
+
+    Powers: opens a connection; needs no key and no place on the roster. Control: a code arrives in the log as it is.
+    """
+    rounds = SimpleNamespace(plan=SimpleNamespace(name="hub", sites=()))
+    seats = coordinator._Seats(cast("Any", None), cast("Rounds", rounds))
+    for said, shown in ((FORGED, "bad-code"), (7, "bad-code"), ("no-site", "no-site")):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert seats._name(message(RecordDict({"answer": ConfigRecord({"refused": said})})), "nonce") is None
+        assert [record.getMessage() for record in caplog.records] == [f"a connection did not say who it is: {shown}"]
+
+
+def test_a_code_is_a_code_or_is_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
+    """Own. What a site says it has left out, and why, with line breaks and terminal commands in it.
+
+    Powers: an enrolled site that sends any answer. Control: digests and codes are repeated.
+    """
+    for odd in (FORGED, FORGED[:12], "\x1b[2J", "a\n", "", "A", None, b"x", "a" * 65):
+        assert clean_code(odd) == "bad-code"
+    state = SimpleNamespace(answer=lambda _: True)
+    rounds = SimpleNamespace(plan=SimpleNamespace(sites=("clinic", "lab", "ward")), state=state, _log_sent={})
+    rounds._judge = lambda *_, **__: ("refused", "stale", None, 0)
+    step, left_out = (
+        Step(run="0" * 32, round=1, kind="train"),
+        (FORGED, "\n\x1b[2J stale", f"{'ab' * 32} bad-signature"),
+    )
+    with caplog.at_level(logging.INFO):
+        Rounds.accept(cast("Rounds", rounds), step, "lab", Reply(left_out=left_out), seconds=1, now=NOW)
+    assert [record.getMessage() for record in caplog.records] == [
+        "round 1: lab answered refused (stale) in 1.0 s",
+        "round 1: lab left out bad-code: bad-code",
+        "round 1: lab left out bad-code: stale",
+        "round 1: lab left out abababababab: bad-signature",
+    ]
