@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from not_fed.errors import InputError
@@ -46,13 +46,17 @@ class Store:
                 yield from self._within(database)
 
     def _within(self, database: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-        database.execute("BEGIN IMMEDIATE")
         try:
-            yield database
-            database.execute("COMMIT")
-        except BaseException:
-            database.execute("ROLLBACK")
-            raise
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+                database.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    database.execute("ROLLBACK")
+                raise
+        except sqlite3.DatabaseError as error:  # damaged pages, or locked for longer than anybody should
+            raise self._damaged(str(error)) from None
 
     def _connect(self) -> sqlite3.Connection:
         try:

@@ -12,7 +12,7 @@ import typer
 from not_fed.cli.output import say
 
 if TYPE_CHECKING:
-    from not_fed.envelope import Expectation, Inclusion, Passport, SeenWaybills
+    from not_fed.envelope import Delivery, Expectation, Inclusion, Passport, SeenWaybills
     from not_fed.envelope.policy import Demand
     from not_fed.trust.roster import TrustedRoster
 
@@ -42,6 +42,24 @@ def trusted_roster(folder: Path, *, accept_stale: bool) -> TrustedRoster:
     return roster
 
 
+def confront_log(folder: Path, delivery: Delivery, roster: TrustedRoster) -> None:
+    """Compare the proof's checkpoint with the one that this machine remembers of that log.
+
+    Raises:
+        LogForked: of the same size, and another tree; the evidence is kept. As `check_proof`.
+    """
+    from not_fed.envelope.logged import label_entry
+    from not_fed.trust.log_memory import confront
+    from not_fed.trust.log_proof import check_proof
+
+    if delivery.proof is None or delivery.label is None:
+        return
+    entry = label_entry(delivery.label)
+    checkpoint = check_proof(delivery.proof, entry=entry, roster=roster, now=datetime.now(UTC))
+    if confront(folder, checkpoint) == "unproven":
+        say("note: the log has grown, or shrunk, since it was last compared here: not-fed log compare")
+
+
 def expectation(round_number: int | None, base_sha256: str | None, policy: Path | None) -> Expectation:
     """What the command line and the policy file ask for."""
     from not_fed.envelope import Expectation, load_import_policy
@@ -51,10 +69,12 @@ def expectation(round_number: int | None, base_sha256: str | None, policy: Path 
 
 
 def waybill_memory(roster: Path, *, again: bool) -> SeenWaybills:
-    """What was opened under this roster on this machine; an empty memory when asked to open again."""
-    from not_fed.envelope import DiskSeen, MemorySeen
+    """What was opened under this roster on this machine; one that only takes note when asked to open again."""
+    from not_fed.envelope import DiskSeen
+    from not_fed.envelope.seen import RecordOnly
 
-    return MemorySeen() if again else DiskSeen(roster / "trusted" / "waybills.db", now=datetime.now(UTC))
+    memory = DiskSeen(roster / "trusted" / "waybills.db", now=datetime.now(UTC))
+    return RecordOnly(memory) if again else memory
 
 
 def passport_facts(passport: Passport | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from not_fed.cli.delivery import (
     PolicyOption,
     RosterOption,
     SealedFile,
+    confront_log,
     expectation,
     log_facts,
     passport_facts,
@@ -112,6 +113,7 @@ def verify_command(
     from not_fed.keys import load_opener
 
     trusted, delivery = trusted_roster(roster, accept_stale=accept_stale), find_delivery(sealed)
+    confront_log(roster, delivery, trusted)
     expect, opener = expectation(round_number, base_sha256, policy), None
     if identity is not None:
         opener = load_opener(identity, passphrase=read_passphrase(passphrase_file, passphrase_fd))
@@ -158,6 +160,7 @@ def open_command(
     from not_fed.snapshots import note_written
 
     trusted, delivery = trusted_roster(roster, accept_stale=accept_stale), find_delivery(sealed)
+    confront_log(roster, delivery, trusted)
     expect = expectation(round_number, base_sha256, policy)
     opener = load_opener(identity, passphrase=read_passphrase(passphrase_file, passphrase_fd))
     opened = open_organ(

@@ -17,6 +17,7 @@ from not_fed.cli.delivery import (
     PolicyOption,
     RosterOption,
     SealedFile,
+    confront_log,
     expectation,
     log_facts,
     passport_facts,
@@ -73,13 +74,14 @@ def import_command(
 
     if out is None and not dry_run:
         raise UsageError(where="not-fed import", expected="--out, or --dry-run", got="neither", hint="add --out DIR")
-    trusted = trusted_roster(roster, accept_stale=accept_stale)
+    trusted, delivery = trusted_roster(roster, accept_stale=accept_stale), find_delivery(sealed)
+    confront_log(roster, delivery, trusted)
     expect = expectation(round_number, base_sha256, policy)
     opener = load_opener(identity, passphrase=read_passphrase(passphrase_file, passphrase_fd))
     seen, now = waybill_memory(roster, again=again), datetime.now(UTC)
     with shown() as progress:
         plan = plan_intake(
-            find_delivery(sealed), into=lambda: find_base(into, progress=progress), opener=opener, roster=trusted,
+            delivery, into=lambda: find_base(into, progress=progress), opener=opener, roster=trusted,
             now=now, expect=expect, seen=seen, at=at, accept_different_base=accept_different_base,
         )  # fmt: skip
     if out is None or dry_run:

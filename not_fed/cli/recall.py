@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +16,10 @@ from not_fed.cli.ceremony import Instead, Yes, ask, decide
 from not_fed.cli.delivery import AcceptStale, trusted_roster
 from not_fed.cli.output import AsJson, say, show
 from not_fed.cli.passphrase import PassphraseFd, PassphraseFile, read_passphrase
-from not_fed.errors import TrustError, UsageError
+from not_fed.errors import NotFedError, TrustError, UsageError
 
 if TYPE_CHECKING:
+    from not_fed.keys import Opener, Secret
     from not_fed.trust.roster import Recall, TrustedRoster
 
 RECALLED_SCHEMA = "not-fed/recalled/1"
@@ -60,18 +63,19 @@ def issue_command(
             where="recall issue", expected="--identity KEYS [--out FILE], or --steward KEYS", got="another combination",
             hint="an author withdraws its own organ; stewards withdraw anybody's",
         )  # fmt: skip
-    passphrase = (passphrase_file, passphrase_fd)
-    digest = _find(organ, identity, passphrase)[0]
+    secret = cache(lambda: read_passphrase(passphrase_file, passphrase_fd))  # a descriptor can be read once
+    digest = _find(organ, _opener(identity, secret), trusted_roster(roster, accept_stale=True))[0]
     question = f"withdraw {digest[:16]}...? nobody will open it again, and that cannot be taken back"
     if steward is not None:
         edit = recalling(digest, reason=reason, now=moment_of(None))
         decide(
             propose(roster, edit, now=moment_of(None), expires_in=timedelta(days=expires_days)), steward=steward,
-            yes=yes, question=question, instead=instead, passphrase=passphrase, as_json=as_json,
+            yes=yes, question=question, instead=instead, passphrase=(passphrase_file, passphrase_fd),
+            as_json=as_json,
         )  # fmt: skip
     elif identity is not None:
         ask(question, yes=yes)
-        _withdraw(roster, digest, reason, identity, out, passphrase, as_json=as_json)
+        _withdraw(roster, digest, reason, identity, out, secret(), as_json=as_json)
 
 
 def add_command(
@@ -102,7 +106,8 @@ def check_command(
 ) -> None:
     """Is it withdrawn, by this roster? Exit code 6 if so."""
     trusted = trusted_roster(roster, accept_stale=accept_stale)
-    digest, author = _find(organ, identity, (passphrase_file, passphrase_fd))
+    secret = cache(lambda: read_passphrase(passphrase_file, passphrase_fd))
+    digest, author = _find(organ, _opener(identity, secret), trusted)
     found = _recall(trusted, digest, author)
     facts = {"roster_version": trusted.version, "roster_stale": trusted.stale}
     if found is None:
@@ -114,8 +119,11 @@ def check_command(
     raise typer.Exit(TrustError.exit_code)
 
 
-def _find(organ: str, identity: Path | None, passphrase: tuple[Path | None, int | None]) -> tuple[str, str | None]:
-    """Digest, and author where a passport is at hand: given, of a file, beside it, or inside a sealed one."""
+def _find(organ: str, opener: Callable[[], Opener], roster: TrustedRoster) -> tuple[str, str | None]:
+    """Digest, and the author where a passport is at hand that this author signed for this organ.
+
+    Without such a passport the author is unknown, and any withdrawal counts: a false passport hides none.
+    """
     from not_fed import files
     from not_fed.envelope import passport_path
 
@@ -123,45 +131,60 @@ def _find(organ: str, identity: Path | None, passphrase: tuple[Path | None, int 
     if _DIGEST.fullmatch(organ) and not os.path.lexists(path):
         return organ.lower(), None
     if path.name.endswith(".passport"):
-        return _passport_at(path)
+        return _named_in(_line_at(path), roster)
     with files.open_regular(path) as file:
         is_sealed = file.read(len(_SEALED)) == _SEALED
     if is_sealed:
-        return _passport_inside(path, identity, passphrase)
-    beside = passport_path(path)
-    return files.sha256(path), _passport_at(beside)[1] if os.path.lexists(beside) else None
+        return _named_in(_line_inside(path, opener()), roster)
+    beside, digest = passport_path(path), files.sha256(path)
+    named = _named_in(_line_at(beside), roster) if os.path.lexists(beside) else (digest, None)
+    return digest, named[1] if named[0] == digest else None
 
 
-def _passport_at(path: Path) -> tuple[str, str]:
-    """Digest and author that a passport names; its signatures matter to whoever opens, not to who asks."""
+def _line_at(path: Path) -> bytes:
     from not_fed import files
-    from not_fed.envelope.passport import MAX_PASSPORT_BYTES, parse_passport
+    from not_fed.envelope.passport import MAX_PASSPORT_BYTES
 
-    line = files.read_regular(path, max_bytes=MAX_PASSPORT_BYTES + 1).removesuffix(b"\n")
-    passport = parse_passport(line)[1]
-    return passport.organ_sha256, passport.author
+    return files.read_regular(path, max_bytes=MAX_PASSPORT_BYTES + 1).removesuffix(b"\n")
 
 
-def _passport_inside(path: Path, identity: Path | None, passphrase: tuple[Path | None, int | None]) -> tuple[str, str]:
+def _named_in(line: bytes, roster: TrustedRoster) -> tuple[str, str | None]:
+    """The organ that a passport is about, and its author if the author signed it."""
+    from not_fed.envelope.passport import parse_passport, read_passport
+
+    digest = parse_passport(line)[1].organ_sha256
+    try:
+        return digest, read_passport(line, roster=roster, now=datetime.now(UTC)).author
+    except NotFedError:
+        return digest, None
+
+
+def _line_inside(path: Path, opener: Opener) -> bytes:
     from not_fed import files
     from not_fed.age import StreamReader, read_header
     from not_fed.age.stream import NONCE_BYTES
     from not_fed.envelope.frame import read_frame
-    from not_fed.envelope.passport import parse_passport
-    from not_fed.keys import load_opener
 
-    if identity is None:
-        raise UsageError(
-            where="recall check", expected="--identity KEYS with a sealed organ", got="none",
-            hint="which organ it is stands inside; or give its digest",
-        )  # fmt: skip
-    opener = load_opener(identity, passphrase=read_passphrase(*passphrase))
     with files.open_regular(path) as file:
         header = read_header(file)
         payload_bytes = os.fstat(file.fileno()).st_size - header.size_bytes - NONCE_BYTES
         reader = StreamReader(file, file_key=opener.unwrap(header), payload_bytes=payload_bytes)
-        passport = parse_passport(read_frame(reader).passport)[1]
-    return passport.organ_sha256, passport.author
+        return read_frame(reader).passport
+
+
+def _opener(identity: Path | None, passphrase: Callable[[], Secret]) -> Callable[[], Opener]:
+    """Loads the key that looks into a sealed organ, when that is needed."""
+    from not_fed.keys import load_opener
+
+    def load() -> Opener:
+        if identity is None:
+            raise UsageError(
+                where="recall", expected="--identity KEYS with a sealed organ", got="none",
+                hint="which organ it is stands inside; or give its digest",
+            )  # fmt: skip
+        return load_opener(identity, passphrase=passphrase())
+
+    return load
 
 
 def _recall(roster: TrustedRoster, digest: str, author: str | None) -> Recall | None:
@@ -172,9 +195,8 @@ def _recall(roster: TrustedRoster, digest: str, author: str | None) -> Recall | 
 
 
 def _withdraw(
-    roster: Path, digest: str, reason: str, identity: Path, out: Path | None,
-    passphrase: tuple[Path | None, int | None], *, as_json: bool,
-) -> None:  # fmt: skip
+    roster: Path, digest: str, reason: str, identity: Path, out: Path | None, secret: Secret, *, as_json: bool
+) -> None:
     from not_fed import files
     from not_fed.keys import load_signer
     from not_fed.trust.recall import sign_withdrawal
@@ -182,7 +204,7 @@ def _withdraw(
 
     now = datetime.now(UTC)
     trusted = trusted_roster(roster, accept_stale=True)
-    signer = load_signer(identity, passphrase=read_passphrase(*passphrase))
+    signer = load_signer(identity, passphrase=secret)
     line = sign_withdrawal(signer, federation=trusted.federation, organ_sha256=digest, reason=reason, now=now)
     if out is not None:
         files.write_atomic(out, line + b"\n", mode=0o644)

@@ -115,7 +115,7 @@ def check_container(
     waybill = _check_waybill(frame, header, opener=opener, roster=roster, now=now, label=label)  # 7
     _check_expected_round(waybill, expect)
     if seen is not None:
-        seen.check(waybill.id)
+        seen.check(waybill.key)
     passport = _check_passport(frame, waybill, roster=roster, now=now, logged=logged)  # 8
     _check_size(frame, waybill, reader)
     check_policy(passport, roster=roster, expect=expect)  # 9

@@ -71,7 +71,14 @@ def write_label(
 
 def label_path(sealed: Path) -> Path:
     """Where a sealed organ's label lies: beside it, `<name>.label`."""
-    return sealed.with_name(f"{sealed.name}.label")
+    return sealed.parent / f"{sealed.name}.label"  # of "." too, which has no name and is refused later
+
+
+def read_unverified(line: bytes) -> Label:
+    """What a label claims; raises MalformedSigned, NewerFormat."""
+    return parse_statement(
+        line.removesuffix(b"\n"), Label, payload_type=PAYLOAD_TYPE, where="label", max_bytes=MAX_LABEL_BYTES
+    )[1]
 
 
 def is_own_label(line: bytes, *, signer: Signer) -> bool:

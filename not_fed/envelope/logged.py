@@ -10,11 +10,12 @@ import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 
-from not_fed.envelope.label import MAX_LABEL_BYTES, PAYLOAD_TYPE
+from not_fed import canonical
+from not_fed.envelope.label import MAX_LABEL_BYTES, PAYLOAD_TYPE, read_unverified
 from not_fed.keys import dsse
 from not_fed.trust.log_entries import entry
-from not_fed.trust.log_proof import check_proof, read_proof
-from not_fed.trust.members import TrustedRoster
+from not_fed.trust.log_proof import LogProofRefused, check_proof, read_proof
+from not_fed.trust.members import CLOCK_SKEW, TrustedRoster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,12 @@ def check_inclusion(proof: bytes, *, label: bytes, roster: TrustedRoster, now: d
     Proved by: tests/attacks/test_logged_organs.py
     """
     signed = check_proof(proof, entry=label_entry(label), roster=roster, now=now)
+    issued = read_unverified(label).issued
+    if issued - signed.issued > CLOCK_SKEW:
+        raise LogProofRefused(
+            where="log proof", expected=f"a checkpoint after {canonical.format_time(issued)}, when the label was made",
+            got=canonical.format_time(signed.issued), hint="the log's keeper writes false dates; tell the stewards",
+        )  # fmt: skip
     return Inclusion(
         index=read_proof(proof).index, tree_size=signed.size, origin=signed.origin, time=signed.issued
     )  # fmt: skip

@@ -19,7 +19,7 @@ from typing import BinaryIO, Protocol
 
 from not_fed import files
 from not_fed.age import BadContainer, StreamReader
-from not_fed.age.stream import Sink
+from not_fed.age.stream import BLOCK_BYTES, Sink
 from not_fed.envelope.checks import Checked, Expectation, OtherFederation, OtherRound, check_container
 from not_fed.envelope.digest import BackgroundDigest
 from not_fed.envelope.finite import Peaks, ReadAt, check_weights
@@ -67,7 +67,7 @@ class Opened:
     author: str
     passport: Passport
     passport_bytes: bytes
-    waybill_id: str
+    waybill_key: str
     expires: datetime
     logged: Inclusion | None
     demands: tuple[Demand, ...]
@@ -149,12 +149,12 @@ def open_organ(
                 undo.callback(passport_out.unlink)
         undo.callback(out.unlink)
         if seen is not None:
-            seen.record(checked.waybill.id, checked.waybill.expires)
+            seen.record(checked.waybill.key, checked.waybill.expires)
         undo.pop_all()
     return Opened(
         organ=out, organ_sha256=checked.passport.organ_sha256, sender=checked.waybill.sender,
         author=checked.passport.author, passport=checked.passport, passport_bytes=checked.frame.passport,
-        waybill_id=checked.waybill.id, expires=checked.waybill.expires, logged=checked.logged,
+        waybill_key=checked.waybill.key, expires=checked.waybill.expires, logged=checked.logged,
         demands=checked.demands,
     )  # fmt: skip
 
@@ -193,7 +193,7 @@ def verify_sealed(
 
 def passport_path(organ: Path) -> Path:
     """Where an organ's passport lies: beside it, `<name>.passport`."""
-    return organ.with_name(f"{organ.name}.passport")
+    return organ.parent / f"{organ.name}.passport"  # of "." too, which has no name and is refused later
 
 
 def _check(
@@ -271,6 +271,8 @@ def _check_padding(reader: StreamReader, pad: int) -> None:
 class _Inside:
     """An organ that stays in its container: its head is kept as it passes, the rest decrypted again where needed.
 
+    The block that was decrypted last is kept too: who asks in the order of the bytes, however often, has each chunk
+    decrypted once more and no oftener.
     What is read a second time was authenticated chunk by chunk, not by the organ's digest: who may open it and changes
     the file meanwhile could show this check another organ, which `open_organ` would refuse.
     """
@@ -278,6 +280,7 @@ class _Inside:
     def __init__(self, reader: StreamReader, *, start: int, size_bytes: int) -> None:
         self._reader, self._start, self._size_bytes, self._at = reader, start, size_bytes, 0
         self._kept = bytearray()
+        self._block, self._block_at = memoryview(b""), 0
 
     def keep(self, block: memoryview) -> None:
         self._kept += block[: _KEPT_BYTES - len(self._kept)]
@@ -292,13 +295,19 @@ class _Inside:
         if offset + len(into) <= len(self._kept):
             into[:] = self._kept[offset : offset + len(into)]
             return
-        self._reader.seek(self._start + offset)
         while into:
-            block = self._reader.take(len(into))
-            if not block:
+            part = self._decrypted(offset)[: len(into)]
+            into[: len(part)] = part
+            into, offset = into[len(part) :], offset + len(part)
+
+    def _decrypted(self, offset: int) -> memoryview:
+        """What was decrypted from `offset` on, at least one byte."""
+        if not self._block_at <= offset < self._block_at + len(self._block):
+            self._reader.seek(self._start + offset)
+            self._block, self._block_at = self._reader.take(BLOCK_BYTES), offset
+            if not self._block:
                 raise BadContainer.because("an end within the organ")
-            into[: len(block)] = block
-            into = into[len(block) :]
+        return self._block[offset - self._block_at :]
 
 
 def _reading_at(file: BinaryIO) -> ReadAt:

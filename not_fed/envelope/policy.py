@@ -118,7 +118,7 @@ class ImportPolicy(Settings):
     bases: list[Sha256] | None = None
     families: list[str] | None = None
     spans: list[Pair] | None = None
-    max_age_days: Positive | None = None
+    max_age_days: Annotated[Positive, Field(le=36_500)] | None = None
     log_proof: Literal["required", "optional"] = "optional"
 
     @model_validator(mode="after")

@@ -31,10 +31,10 @@ class WaybillReplayed(TrustError):
     code = "waybill-replayed"
 
     @classmethod
-    def seen(cls, waybill_id: str) -> WaybillReplayed:
+    def seen(cls, waybill_key: str) -> WaybillReplayed:
         """For a memory of waybills that has this one."""
         return cls(
-            where="waybill", expected="one that is new here", got=f"{waybill_id[:12]}, opened before",
+            where="waybill", expected="one that is new here", got=f"{waybill_key[:80]}, opened before",
             hint="nothing was written; the organ is where it was opened to",
         )  # fmt: skip
 
@@ -59,6 +59,11 @@ class Waybill(Statement):
     issued: Moment
     expires: Moment
     pad: Annotated[int, Field(ge=0, le=1 << 40)]
+
+    @property
+    def key(self) -> str:
+        """How a memory knows it: with its sender, so that nobody uses up the number of somebody else's waybill."""
+        return f"{self.sender}/{self.id}"
 
 
 def write_waybill(

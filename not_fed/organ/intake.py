@@ -107,7 +107,7 @@ def apply_intake(
             opened.organ.unlink()
             _file_papers(plan, part / NOTES, opened, now=now)
         undo.callback(shutil.rmtree, out, ignore_errors=True)
-        seen.record(opened.waybill_id, opened.expires)
+        seen.record(opened.waybill_key, opened.expires)
         undo.pop_all()
     return opened
 

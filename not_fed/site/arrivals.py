@@ -14,7 +14,7 @@ from not_fed.envelope.seen import CheckOnly
 from not_fed.envelope.task import ParcelRef
 from not_fed.errors import NotFedError, PeerError, TrustError
 from not_fed.organ.fit import check_fit
-from not_fed.organ.merge import OrganMean
+from not_fed.organ.merge import OrganMean, check_claims
 from not_fed.organ.organ import read_organ
 from not_fed.site.job import Job
 from not_fed.site.parcels import Parcel
@@ -39,7 +39,7 @@ def gather(job: Job, parcels: Sequence[Parcel]) -> Path | None:
     An organ that cannot be used is left out and noted in `job.left_out`, so that one bad site does not stop the others.
 
     Raises:
-        NothingUsable: nothing is left to go on from. TrustError: in mode trusted, the aggregate is refused.
+        NothingUsable: nothing is left to go on from. TrustError, FitError: in mode trusted, the aggregate is refused.
     """
     if not job.task.parcels:
         return None
@@ -48,23 +48,30 @@ def gather(job: Job, parcels: Sequence[Parcel]) -> Path | None:
     for ref in job.task.parcels:  # in the task's order, so that every site adds in the same order
         organ = _find(job, ref) or _try_open(job, ref, by_digest[ref.sealed_sha256])
         if organ is not None:
-            usable.append((organ, ref.weight))
-    if not usable:
+            usable.append((organ, ref))
+    if usable and job.task.mode == "trusted":
+        return usable[0][0]
+    return _mean(job, usable)
+
+
+def _mean(job: Job, usable: Sequence[tuple[Path, ParcelRef]]) -> Path:
+    """The mean of those that can be added; the others are left out, as those that cannot be opened."""
+    out = job.organs / f"aggregate-{job.task.parcels_round()}.organ"
+    out.unlink(missing_ok=True)  # left by an attempt that was cut off
+    mean, added = OrganMean(), 0
+    for organ, ref in usable:
+        try:
+            mean.add(organ, weight=ref.weight)
+            added += 1
+        except NotFedError as error:
+            job.left_out.append(f"{ref.sealed_sha256} {error.code}")
+    if not added:
         raise NothingUsable(
             where="task, field parcels",
             expected="at least one organ that can be used",
             got="none",
             hint="the log of this site says why each was left out",
         )
-    return usable[0][0] if job.task.mode == "trusted" else _mean(job, usable)
-
-
-def _mean(job: Job, usable: Sequence[tuple[Path, float]]) -> Path:
-    out = job.organs / f"aggregate-{job.task.parcels_round()}.organ"
-    out.unlink(missing_ok=True)  # left by an attempt that was cut off
-    mean = OrganMean()
-    for organ, weight in usable:
-        mean.add(organ, weight=weight)
     mean.write(out)
     return out
 
@@ -104,7 +111,9 @@ def _open(job: Job, ref: ParcelRef, parcel: Parcel) -> Path:
                 got=f"one from {opened.sender}",
                 hint="it was left out",
             )
-        check_fit(read_organ(out), base=job.base)
+        arrived = read_organ(out)
+        check_claims(arrived, opened.passport)
+        check_fit(arrived, base=job.base)
     except BaseException:
         _remove(out)
         raise
@@ -117,7 +126,7 @@ def _open(job: Job, ref: ParcelRef, parcel: Parcel) -> Path:
         organ_sha256=opened.organ_sha256,
         seconds=time.monotonic() - started,
     )
-    job.state.keep(organ, waybill=(opened.waybill_id, opened.expires))
+    job.state.keep(organ, waybill=(opened.waybill_key, opened.expires))
     job.opened.append({"sender": ref.sender, "sealed_sha256": ref.sealed_sha256, "seconds": organ.seconds})
     return out
 

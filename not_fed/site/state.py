@@ -90,15 +90,15 @@ class SiteState:
 
     # -- waybills: the envelope's SeenWaybills --------------------------------------------------------------------
 
-    def check(self, waybill_id: str, /) -> None:
+    def check(self, waybill_key: str, /) -> None:
         """Raise WaybillReplayed when an organ under this waybill was opened here before."""
         with self._store.transaction() as database:
-            refuse_known(database, waybill_id)
+            refuse_known(database, waybill_key)
 
-    def record(self, waybill_id: str, expires: datetime, /) -> None:
+    def record(self, waybill_key: str, expires: datetime, /) -> None:
         """Remember a waybill until it expires, and forget those that have expired: nobody can open them any more."""
         with self._store.transaction() as database:
-            note_waybill(database, waybill_id, expires, now=datetime.now(UTC))
+            note_waybill(database, waybill_key, expires, now=datetime.now(UTC))
 
     # -- runs and tasks -------------------------------------------------------------------------------------------
 

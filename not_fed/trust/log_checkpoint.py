@@ -38,6 +38,7 @@ from not_fed.trust.members import CLOCK_SKEW, TrustedRoster
 
 ED25519_SIGNATURE_BYTES: Final = 64
 ML_DSA_44_SIGNATURE_BYTES: Final = 2420
+KEEPER_ROLES: Final = ("relay", "aggregator")
 _ORIGIN = re.compile(rf"not-fed/({NAME.pattern})/({NAME.pattern})")
 
 
@@ -98,11 +99,13 @@ def keys_of_log(roster: TrustedRoster, origin: str, *, now: datetime, where: str
 
     Raises:
         CheckpointRefused: the log of another federation. NotALog; UnknownMember, MemberNotActive.
+        WrongRole: a member's log proves nothing unless the member is a relay or an aggregator: an author could
+        otherwise keep a log of its own and meet every demand for a proof.
     """
     federation, name = split_origin(origin, where=where)
     if federation != roster.federation:
         raise _refused(f"a log of federation {roster.federation}", f"one of {federation}", where=where)
-    keys = roster.member(name, now=now).log
+    keys = roster.member(name, now=now, role=KEEPER_ROLES).log
     if keys is None:
         raise NotALog(
             where=where, expected=f"{name} to have log keys in roster version {roster.version}", got="none",

@@ -66,7 +66,7 @@ class Consistency:
 
 def proof_path(sealed: Path) -> Path:
     """Where a sealed organ's log proof lies: beside it, `<name>.tlog-proof`."""
-    return sealed.with_name(sealed.name + PROOF_SUFFIX)
+    return sealed.parent / f"{sealed.name}{PROOF_SUFFIX}"
 
 
 def write_proof(*, index: int, path: Sequence[bytes], note: bytes) -> bytes:

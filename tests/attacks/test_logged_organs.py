@@ -19,9 +19,9 @@ from not_fed.envelope.logged import label_entry
 from not_fed.envelope.policy import LogProofMissing
 from not_fed.errors import TrustError
 from not_fed.keys import LogSigner
-from not_fed.trust.log import CheckpointRefused, LogProofRefused, NotALog, NoteMalformed
+from not_fed.trust.log import CheckpointRefused, LogProofRefused, NoteMalformed
 from not_fed.trust.log_folder import LogFolder
-from not_fed.trust.members import FormerKeys, KeysRetired, MemberNotActive
+from not_fed.trust.members import FormerKeys, KeysRetired, MemberNotActive, WrongRole
 from tests.support.logs import Keeper, leaves
 from tests.support.trust import NOW, Forger, Parcel, Site, assert_refused, organ_bytes
 
@@ -89,7 +89,7 @@ def test_a_log_of_ones_own_proves_nothing(logged: Parcel, keeper: Keeper, tmp_pa
         Keeper(tmp_path / "c", federation="highlands"),
     )):  # fmt: skip
         pretender.add(entry)
-        kinds = (CheckpointRefused, NotALog, CheckpointRefused)
+        kinds = (CheckpointRefused, WrongRole, CheckpointRefused)
         assert_refused(logged, kinds[number], label=logged.sealed.label, proof=LogFolder(pretender.folder).proof(entry))
     assert logged.open(label=logged.sealed.label, proof=proof(logged, keeper)).logged
 
@@ -104,6 +104,25 @@ def test_a_proof_by_a_member_that_was_revoked_is_refused(logged: Parcel, keeper:
     assert_refused(logged, MemberNotActive, by=lab, label=logged.sealed.label, proof=honest)
     logged.federation = before
     assert logged.open(lab, label=logged.sealed.label, proof=honest).logged
+
+
+def test_an_authors_own_log_meets_no_demand(logged: Parcel, keeper: Keeper, tmp_path: Path) -> None:
+    """Own. The clinic proves its organs by a log of its own. Powers: log keys on the roster. Control: the hub's log."""
+    own = Keeper(tmp_path / "own", signer=LogSigner.generate("clinic"))
+    own.add(label_entry(logged.sealed.label))
+    members, before = logged.federation.roster.members, logged.federation
+    clinic = replace(members["clinic"], log=own.keys)
+    logged.federation = replace(before, roster=replace(before.roster, members=members | {"clinic": clinic}))
+    assert_refused(logged, WrongRole, label=logged.sealed.label, proof=proof(logged, own), expect=LOGGED)
+    assert logged.open(label=logged.sealed.label, proof=proof(logged, keeper), expect=LOGGED).logged
+
+
+def test_a_checkpoint_from_before_the_label_is_no_proof_of_it(logged: Parcel, keeper: Keeper, tmp_path: Path) -> None:
+    """Own. A false early date, to revive an author who left. Powers: the log's keys. Control: a later date."""
+    early = Keeper(tmp_path / "early", signer=keeper.signer, now=NOW - timedelta(days=300))
+    early.add(label_entry(logged.sealed.label))
+    assert_refused(logged, LogProofRefused, label=logged.sealed.label, proof=proof(logged, early))
+    assert logged.open(label=logged.sealed.label, proof=proof(logged, keeper)).logged
 
 
 def test_a_checkpoint_of_tomorrow_is_no_proof_today(logged: Parcel, keeper: Keeper, tmp_path: Path) -> None:

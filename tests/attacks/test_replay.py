@@ -17,10 +17,10 @@ import pytest
 from not_fed.envelope import DiskSeen, Expectation, MemorySeen, WaybillReplayed, verify_sealed
 from not_fed.envelope.checks import OtherRound
 from not_fed.envelope.dsse import Stale
-from not_fed.envelope.seen import REMEMBERED_LONGER, CheckOnly
+from not_fed.envelope.seen import REMEMBERED_LONGER, CheckOnly, RecordOnly
 from not_fed.errors import NotFedError
 from not_fed.store import StoreDamaged
-from tests.support.trust import NOW, Parcel, assert_refused, days
+from tests.support.trust import NOW, Forger, Parcel, assert_refused, days
 
 
 def disk(parcel: Parcel, *, later: timedelta = timedelta(0)) -> DiskSeen:
@@ -45,7 +45,9 @@ def test_another_process_remembers_what_this_one_opened(parcel: Parcel) -> None:
         "DiskSeen(Path(sys.argv[1]), now=datetime.now(UTC)).check(sys.argv[2])"
     )
     words = [sys.executable, "-c", code, str(parcel.folder / "memory" / "waybills.db")]
-    refused = subprocess.run([*words, parcel.sealed.waybill_id], capture_output=True, text=True, check=False)
+    refused = subprocess.run(
+        [*words, f"clinic/{parcel.sealed.waybill_id}"], capture_output=True, text=True, check=False
+    )
     assert "WaybillReplayed" in refused.stderr
     assert subprocess.run([*words, "0" * 32], check=False).returncode == 0
 
@@ -82,7 +84,7 @@ def test_a_memory_is_kept_longer_than_the_waybill_is_valid(parcel: Parcel) -> No
     assert_refused(parcel, WaybillReplayed, now=last, seen=disk(parcel, later=last - NOW), out=parcel.folder / "b")
     after = parcel.sealed.expires + REMEMBERED_LONGER + timedelta(seconds=1)
     disk(parcel, later=after - NOW).record("2" * 32, after)
-    disk(parcel, later=after - NOW).check(parcel.sealed.waybill_id)  # forgotten
+    disk(parcel, later=after - NOW).check(f"clinic/{parcel.sealed.waybill_id}")  # forgotten
     assert_refused(parcel, Stale, now=after, seen=disk(parcel, later=after - NOW), out=parcel.folder / "c")
 
 
@@ -95,6 +97,27 @@ def test_a_refused_organ_is_not_remembered_as_opened(parcel: Parcel) -> None:
     assert parcel.open(seen=disk(parcel)).sender == "clinic"
 
 
+def test_nobody_uses_up_the_number_of_anothers_waybill(parcel: Parcel, forger: Forger) -> None:
+    """Own. The lab seals its own organ under the clinic's waybill number, first. Powers: knows the number.
+
+    Control: afterwards the clinic's own organ opens, and neither of the two a second time.
+    """
+    seen, whole, lab = disk(parcel), parcel.path.read_bytes(), parcel.federation.lab.signer
+    passport = forger.passport_with(signer=lab, author="lab")
+    forger.rewrite(passport=passport, signer=lab, sender="lab")
+    assert parcel.open(seen=seen, out=parcel.folder / "lab.organ").sender == "lab"
+    parcel.path.write_bytes(whole)
+    assert parcel.open(seen=seen).sender == "clinic"
+    assert_refused(parcel, WaybillReplayed, seen=seen, out=parcel.folder / "again.organ")
+
+
+def test_opening_again_on_purpose_is_remembered_too(parcel: Parcel) -> None:
+    """Own. A first opening with --again leaves no memory. Powers: sends twice. Control: --again opens each time."""
+    for number in range(2):
+        assert parcel.open(seen=RecordOnly(disk(parcel)), out=parcel.folder / f"{number}.organ").sender == "clinic"
+    assert_refused(parcel, WaybillReplayed, seen=disk(parcel))
+
+
 def test_looking_is_not_opening(parcel: Parcel) -> None:
     """Own. verify, and work that is not done yet, leave no memory. Powers: none. Control: opening does."""
     seen, hub = disk(parcel), parcel.federation.hub
@@ -105,7 +128,7 @@ def test_looking_is_not_opening(parcel: Parcel) -> None:
     assert parcel.open(seen=CheckOnly(seen)).sender == "clinic"
     assert parcel.open(seen=seen, out=parcel.folder / "b").sender == "clinic"
     with pytest.raises(WaybillReplayed):
-        CheckOnly(seen).check(parcel.sealed.waybill_id)
+        CheckOnly(seen).check(f"clinic/{parcel.sealed.waybill_id}")
 
 
 def test_an_organ_of_an_old_round_is_refused_in_a_new_one(parcel: Parcel) -> None:

@@ -197,7 +197,7 @@ def test_a_known_waybill_is_refused_before_anything_is_written(parcel: Parcel) -
 
     seen = Looking()
     assert parcel.open(seen=seen).sender == "clinic"
-    MemorySeen.record(seen, parcel.sealed.waybill_id, NOW)
+    MemorySeen.record(seen, f"clinic/{parcel.sealed.waybill_id}", NOW)
     assert_refused(parcel, WaybillReplayed, seen=seen, out=parcel.folder / "again.organ")
 
 

@@ -45,7 +45,7 @@ def test_everything_about_it_is_told(tmp_path: Path, federation: Federation) -> 
     parcel = Parcel(tmp_path, federation)
     opened = parcel.open()
     assert (opened.sender, opened.author, opened.organ_sha256) == ("clinic", "clinic", parcel.sealed.organ_sha256)
-    assert opened.waybill_id == parcel.sealed.waybill_id
+    assert opened.waybill_key == f"clinic/{parcel.sealed.waybill_id}"
     assert opened.expires == parcel.sealed.expires == NOW + days(14)
     assert passport_path(opened.organ).read_bytes() == opened.passport_bytes + b"\n" == parcel.passport_line + b"\n"
     verified = verify_sealed(parcel.path, roster=federation.roster, now=NOW, label=parcel.sealed.label)

@@ -84,7 +84,8 @@ def write(vector: Vector, folder: Path) -> Path:
 def memory(vector: Vector) -> MemorySeen:
     seen = MemorySeen()
     for waybill_id in vector.content["seen"]:
-        seen.record(waybill_id, vector.now)
+        for name in vector.roster().members:  # a memory knows a waybill with its sender
+            seen.record(f"{name}/{waybill_id}", vector.now)
     return seen
 
 
