@@ -156,7 +156,11 @@ class StreamReader:
             yield view
 
     def seek(self, offset: int) -> None:
-        """Go to any byte of the plaintext, in either direction; chunks are numbered, so each authenticates alone."""
+        """Go to any byte of the plaintext, in either direction; chunks are numbered, so each authenticates alone.
+
+        The tap is given nothing more: it wants every byte once, in order.
+        """
+        self._tap = None
         chunk, rest = divmod(offset, CHUNK_BYTES)
         self._file.seek(self._start + chunk * _SEALED_CHUNK)
         self._number, self._left = chunk, self._payload_bytes - chunk * _SEALED_CHUNK

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from not_fed import files
+from not_fed.age import stream
 from not_fed.envelope import verify_sealed
 from not_fed.envelope.finite import MAX_WEIGHT, OrganAbsurd
 from not_fed.envelope.label import LabelMismatch
 from not_fed.reading import TypedReads
 from tests.support.attacks import assert_opens
 from tests.support.memory import CASES
-from tests.support.trust import NOW, Forger, Parcel, assert_refused, organ_bytes
+from tests.support.trust import NOW, Forger, Parcel, assert_refused, organ_bytes, tensor_file
 
 LIMIT_MIB = 64
 
@@ -86,6 +88,48 @@ def test_a_label_of_another_size_is_refused_before_the_file_is_hashed(
     with pytest.raises(LabelMismatch):
         verify_sealed(parcel.path, roster=roster, now=NOW, label=label)
     assert read == 0
+
+
+def test_thousands_of_one_byte_tensors_are_decrypted_once_more_and_no_oftener(
+    parcel: Parcel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Own. Two thousand tensors of one byte each, none of which can be cleared while it passes: all are read again.
+
+    Powers: an enrolled author who signs and seals its own organ, to keep a reader's processor busy. Control: the organ
+    is well formed, and verifies after its chunks were decrypted twice.
+    """
+    count, large = 2000, 2 << 20
+    entries = {f"layers.{place % 2}.a{place}": ("F8_E5M2", place, place + 1) for place in range(large, large + count)}
+    entries |= {"layers.0.z": ("I8", 0, large), "layers.1.z": ("I8", large + count, 2 * large + count)}
+    Forger(parcel).with_organ(organ := tensors(entries, bytes(2 * large + count)))
+    decrypted = 0
+
+    class Counting:
+        def __init__(self, key: bytes) -> None:
+            self._cipher = ChaCha20Poly1305(key)
+
+        def decrypt_into(self, *args: Any) -> int:  # noqa: ANN401
+            nonlocal decrypted
+            decrypted += 1
+            return self._cipher.decrypt_into(*args)
+
+    monkeypatch.setattr(stream, "ChaCha20Poly1305", Counting)
+    roster, hub = parcel.federation.roster, parcel.federation.hub
+    found = verify_sealed(parcel.path, roster=roster, now=NOW, label=None, opener=hub.opener)
+    assert found.sender == "clinic"
+    chunks = -(-parcel.path.stat().st_size // stream.CHUNK_BYTES)
+    assert len(organ) // stream.CHUNK_BYTES <= decrypted <= 2 * chunks
+
+
+def tensors(entries: dict[str, tuple[str, int, int]], data: bytes) -> bytes:
+    """An organ with these tensors, under the manifest of the usual one."""
+    usual = organ_bytes()
+    said = json.loads(usual[8 : 8 + int.from_bytes(usual[:8], "little")])
+    header = {
+        name: {"dtype": dtype, "shape": [end - begin], "data_offsets": [begin, end]}
+        for name, (dtype, begin, end) in entries.items()
+    }
+    return tensor_file(header | {"__metadata__": said["__metadata__"]}, data)
 
 
 @pytest.mark.parametrize("weight", [MAX_WEIGHT, -MAX_WEIGHT, 3e38], ids=["bound", "below", "largest"])
