@@ -88,7 +88,7 @@ def create_keys(
     with ExitStack() as undo:
         with files.new_folder(folder) as part:
             signer = Pkcs11Signer.generate(name, token=token) if token else FileSigner.generate(name)
-            undo.callback(_destroy, signer)
+            undo.callback(_destroy_unused, signer, folder=folder)
             line = sign_identity(signer, seal=seal_key.identity.recipient, now=now, log=log_signer)
             secrets["sign.key"], public["identity.json"] = signer.key_file(), line
             _write(part, secrets, passphrase=passphrase, work_factor=work_factor)
@@ -125,7 +125,7 @@ def rotate_keys(
             log_signer = opened.log_signer(passphrase) if old.log else None
             kept = _kept([keys[0].retire(now=moment), *keys[1:]], now=moment, keep=keep)
             seal_key, signer = SealKey.generate(now=moment), _successor(old_signer)
-            undo.callback(_destroy, signer)
+            undo.callback(_destroy_unused, signer, folder=folder)
             line = sign_identity(signer, seal=seal_key.identity.recipient, now=moment, log=log_signer)
             new = read_identity(line, where="identity.json")
             succession = sign_succession(old_signer, old=old, new=new, now=moment)
@@ -154,6 +154,14 @@ def _successor(signer: FileSigner | Pkcs11Signer) -> FileSigner | Pkcs11Signer:
     if isinstance(signer, Pkcs11Signer):
         return Pkcs11Signer.generate(signer.name, token=signer.token)
     return FileSigner.generate(signer.name)
+
+
+def _destroy_unused(signer: FileSigner | Pkcs11Signer, *, folder: Path) -> None:
+    """Undo a key of a command that failed, unless the folder names it already: then only the tidying was cut short."""
+    with suppress(NotFedError), open_key_folder(folder) as there:
+        if there.identity().signing == signer.public:
+            return
+    _destroy(signer)
 
 
 def _destroy(signer: FileSigner | Pkcs11Signer) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import copy
 import pickle
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pkcs11
 import pytest
@@ -133,6 +135,30 @@ def test_a_folder_that_cannot_be_made_leaves_no_key_in_the_token(soft: SoftToken
         create_keys(tmp_path / "new", name="clinic", passphrase=PASSPHRASE, work_factor=2, token=soft.token)
     assert objects(soft) == before
     assert [path.name for path in tmp_path.iterdir()] == ["keys"]
+
+
+@pytest.mark.parametrize("act", ["create", "rotate"])
+def test_an_interrupt_after_the_decisive_moment_leaves_the_key_that_the_folder_names(
+    folder: Path, soft: SoftToken, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    """^C while the temporary folder is deleted, which after a rotation is the old key folder."""
+    place = folder if act == "rotate" else folder.with_name("new")
+    old, remove = load_public_identity(folder).signing, shutil.rmtree
+
+    def interrupted(path: Path, **more: Any) -> None:  # noqa: ANN401
+        if path.name.endswith(".part"):
+            raise KeyboardInterrupt
+        remove(path, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", interrupted)
+        if act == "rotate":
+            rotate_keys(folder, passphrase=PASSPHRASE, work_factor=2)
+        else:
+            create_keys(place, name="clinic", passphrase=PASSPHRASE, work_factor=2, token=soft.token)
+    signer = load_signer(place, passphrase=PASSPHRASE)  # TokenMissing, had the new key been destroyed
+    assert signer.public.both_signed(b"m", signer.sign(b"m"))
+    assert signer.public == load_public_identity(place).signing != old
 
 
 def test_a_wrong_pin_a_missing_token_and_a_missing_module_are_told_apart(soft: SoftToken, tmp_path: Path) -> None:
