@@ -23,7 +23,7 @@ from not_fed.errors import NotFedError, PeerError
 from not_fed.home import Home
 from not_fed.keys import Opener, Signer
 from not_fed.organ.fit import check_fit
-from not_fed.organ.merge import OrganMean
+from not_fed.organ.merge import OrganMean, check_claims
 from not_fed.organ.organ import read_organ
 from not_fed.resources.bases import find_base
 from not_fed.snapshots import take_snapshot
@@ -32,10 +32,10 @@ from not_fed.trust.roster import TrustedRoster
 log = logging.getLogger("not_fed.coordinator")
 
 
-class NothingToAverage(PeerError):
-    """None of this round's organs could be used."""
+class TooFewUsable(PeerError):
+    """Fewer of this round's organs could be used than the plan's `min_answers`."""
 
-    code = "nothing-to-average"
+    code = "too-few-usable"
 
 
 def aggregate(
@@ -54,8 +54,9 @@ def aggregate(
     An organ that is refused is left out and named in the log; it does not stop the others.
 
     Raises:
-        NothingToAverage: no organ is left.
-    Proved by: tests/journeys/test_federation_trusted.py::test_the_aggregate_is_plain_fedavg
+        TooFewUsable: fewer organs than the plan's `min_answers` are left.
+    Proved by: tests/journeys/test_federation_trusted.py::test_the_aggregate_is_plain_fedavg,
+        tests/attacks/test_poisoned_mean.py
     """
     work = home.private_folder("work")
     shutil.rmtree(work)  # left by an attempt that was cut off
@@ -120,7 +121,9 @@ def _average(
                 expect=expect,
                 label=bank.label(digest),
             )  # each sealed file counts once by its digest; a memory of waybills would refuse it after a crash
-            check_fit(read_organ(out), base=base)
+            organ = read_organ(out)
+            check_claims(organ, opened.passport)
+            check_fit(organ, base=base)
             mean.add(out, weight=plan.weights.get(answer.site, 1.0))
             added += 1
             log.info("round %d: organ %s of %s added", round_number, opened.organ_sha256[:12], answer.site)
@@ -129,12 +132,12 @@ def _average(
         finally:
             for path in (out, passport_path(out)):
                 path.unlink(missing_ok=True)
-    if not added:
-        raise NothingToAverage(
+    if added < plan.min_answers:
+        raise TooFewUsable(
             where=f"round {round_number}",
-            expected="at least one organ that can be used",
-            got="none",
-            hint="see the log for each",
+            expected=f"at least {plan.min_answers} organs that can be used",
+            got=str(added),
+            hint="the log says why each other was left out",
         )
     mean.write(work / "aggregate.organ")
     return work / "aggregate.organ"

@@ -147,14 +147,17 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return rope | {"rope_theta": float(rope.get("rope_theta", 10_000.0)), "rope_type": kind}
 
 
+_ABSENT = ("absent",)  # equal to no value of JSON
+
+
 def check_blood_type(organ: Mapping[str, Any], base: Mapping[str, Any], *, where: str) -> None:
-    """Raise BloodTypeDiffers naming every fact that differs."""
-    differing = sorted(key for key in {*organ, *base} if organ.get(key) != base.get(key))
+    """Raise BloodTypeDiffers naming every fact that differs; one that is null differs from one that is not there."""
+    differing = sorted(key for key in {*organ, *base} if organ.get(key, _ABSENT) != base.get(key, _ABSENT))
     if differing:
         raise BloodTypeDiffers(
             where=where,
-            expected=", ".join(f"{key} {base.get(key)}" for key in differing),
-            got=", ".join(f"{key} {organ.get(key)}" for key in differing),
+            expected=", ".join(f"{key} {base.get(key, _ABSENT)}" for key in differing),
+            got=", ".join(f"{key} {organ.get(key, _ABSENT)}" for key in differing),
             hint="an organ fits only models of the blood type it was cut from; `not-fed show` names it",
         )
 

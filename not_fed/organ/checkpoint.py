@@ -84,6 +84,7 @@ class Base:
     config: Mapping[str, Any]
     places: Mapping[str, Place]
     progress: Progress = field(default=silent, repr=False, compare=False)
+    _span_digests: dict[Span, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def family(self) -> Family:
@@ -111,6 +112,12 @@ class Base:
             if states == [(path, FileState.of(path)) for path in shards]:
                 snapshots.note("tensors", states, digest)
         return digest
+
+    def span_sha256(self, span: Span) -> str:
+        """Digest of a span's tensors under their organ names; computed once. Errors as `span_places`."""
+        if span not in self._span_digests:
+            self._span_digests[span] = digest_tensors(self.span_places(span))
+        return self._span_digests[span]
 
     def span_places(self, span: Span) -> dict[str, Place]:
         """Organ tensor name (`layers.0.…` is the span's first layer) -> place.

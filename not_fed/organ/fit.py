@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from not_fed.errors import FitError
 from not_fed.organ.anatomy import Span, check_blood_type
-from not_fed.organ.checkpoint import Base, digest_tensors
+from not_fed.organ.checkpoint import Base
 from not_fed.organ.organ import OrganInfo
 
 
@@ -20,6 +20,12 @@ class OtherBase(FitError):
     """The organ was cut from another base model."""
 
     code = "other-base"
+
+
+class FalseOrigin(FitError):
+    """The organ names this base and these layers, and another digest of them than they have."""
+
+    code = "false-origin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,11 @@ def check_fit(organ: OrganInfo, *, base: Base, at: int | None = None, accept_dif
     Raises:
         BloodTypeDiffers, SpanOutside, ShapeDiffers: it cannot go there.
         OtherBase: it could, but was cut from other layers and `accept_different_base` is false.
+        FalseOrigin: it contradicts itself about its origin, whatever is accepted.
+    Guarantees:
+        Of organs that fit one base at their own place, no two differ in blood type, span or the span's digest, so that
+        whoever comes first in a mean cannot decide who else belongs to it.
+    Proved by: tests/attacks/test_poisoned_mean.py
     """
     where = f"{organ.path.name} into {base.folder}"
     check_blood_type(organ.manifest.blood_type, base.blood_type, where=where)
@@ -62,7 +73,14 @@ def check_fit(organ: OrganInfo, *, base: Base, at: int | None = None, accept_dif
                 hint="cut from another base model",
             )
     same_base = organ.base_sha256 == base.sha256 and organ.span == span
-    exact = same_base or organ.manifest.span_sha256 == digest_tensors(places)
+    exact = organ.manifest.span_sha256 == base.span_sha256(span)
+    if same_base and not exact:
+        raise FalseOrigin(
+            where=f"{where}, field span_sha256",
+            expected=f"{base.span_sha256(span)[:16]}…, of layers {span} of the base that it names",
+            got=f"{organ.manifest.span_sha256[:16]}…",
+            hint="use no organ that contradicts itself; tell its author",
+        )
     if not exact and not accept_different_base:
         raise OtherBase(
             where=where,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from not_fed import canonical
 from not_fed.aggregation.mean import WeightedMean
-from not_fed.errors import FitError
+from not_fed.envelope.header import MAX_METADATA_BYTES
+from not_fed.envelope.manifest import KEY
+from not_fed.envelope.passport import AuditResult, DpClaim, Passport
+from not_fed.errors import FitError, TrustError
 from not_fed.organ.organ import Manifest, OrganInfo, read_organ
 
 
@@ -18,22 +23,47 @@ class OrgansDiffer(FitError):
     code = "organs-differ"
 
 
+class ClaimsDiffer(TrustError):
+    """An organ file claims another privacy or audit than the passport that its author signed."""
+
+    code = "claims-differ"
+
+
+def check_claims(organ: OrganInfo, passport: Passport) -> None:
+    """Raise ClaimsDiffer, or BadClaim, unless an organ's manifest claims what its passport does.
+
+    A mean takes its claim from manifests. Opening does not ask this: the passport alone is what a recipient relies on.
+    """
+    training = organ.manifest.training
+    if (DpClaim.from_training(training), AuditResult.from_training(training)) != (passport.dp, passport.audit):
+        raise ClaimsDiffer(
+            where=f"{organ.path.name}, manifest, field training",
+            expected="the privacy claim and the audit of its passport",
+            got="others",
+            hint="use no organ that contradicts its passport; tell its author",
+        )
+
+
 class OrganMean:
     """Adds organs one at a time; all must agree in blood type, base, span and the span's original digest.
 
+    The first one sets what the others must agree with: check that each fits the base (`check_fit`) before adding it.
+
     The result names its parents by digest. Its claim is the weakest of theirs: with disjoint records every record is
-    protected at least that well, and if one parent claims nothing, neither does the mean.
+    protected at least that well, and if one parent claims nothing, neither does the mean. When the metadata of an organ
+    file has no room for all parents, one digest stands for them and their weights (`digest_parents`).
     """
 
     def __init__(self) -> None:
         self._mean = WeightedMean()
         self._manifest: Manifest | None = None
         self._parents: list[tuple[str, float]] = []
-        self._claims: list[Mapping[str, Any] | None] = []
+        self._claims: list[DpClaim | None] = []
 
     def add(self, organ: Path, *, weight: float = 1.0) -> None:
-        """Add one organ; raises OrgansDiffer, TensorsDiffer or BadWeight, and then nothing was added."""
+        """Add one organ; raises OrgansDiffer, TensorsDiffer, BadWeight or BadClaim, and then nothing was added."""
         info = read_organ(organ)
+        claim = DpClaim.from_training(info.manifest.training)
         mine = replace(info.manifest, training=None, parents=())
         if self._manifest is not None and mine != self._manifest:
             raise OrgansDiffer(
@@ -45,18 +75,29 @@ class OrganMean:
         self._mean.add(organ, weight=weight)
         self._manifest = mine
         self._parents.append((info.sha256, weight))
-        self._claims.append(info.manifest.training.get("dp") if info.manifest.training else None)
+        self._claims.append(claim)
 
     def write(self, out: Path) -> OrganInfo:
-        """Write the weighted mean; its manifest lists parents and weights."""
+        """Write the weighted mean; its manifest lists parents and weights, or their number and one digest."""
         if self._manifest is None:
             raise OrgansDiffer(
                 where="mean of organs", expected="at least one organ", got="none", hint="wait for an organ"
             )
-        how = {"mode": "mean", "weights": dict(sorted(self._parents)), "dp": _weakest(self._claims)}
-        manifest = replace(self._manifest, training=how, parents=tuple(sorted(sha for sha, _ in self._parents)))
-        self._mean.write(out, metadata=manifest.as_metadata())
+        how: dict[str, Any] = {"mode": "mean", "dp": _weakest(self._claims)}
+        listed = how | {"weights": dict(sorted(self._parents))}
+        parents = tuple(sorted(sha for sha, _ in self._parents))
+        metadata = replace(self._manifest, training=listed, parents=parents).as_metadata()
+        if len(metadata[KEY].encode()) > MAX_METADATA_BYTES:
+            counted = how | {"organs": len(parents)}
+            one = (digest_parents(self._parents),)
+            metadata = replace(self._manifest, training=counted, parents=one).as_metadata()
+        self._mean.write(out, metadata=metadata)
         return read_organ(out)
+
+
+def digest_parents(parents: Iterable[tuple[str, float]]) -> str:
+    """SHA-256 of the sorted list of (organ's digest, weight), as canonical JSON: names a mean of many organs."""
+    return hashlib.sha256(canonical.dumps([[sha, float(weight)] for sha, weight in sorted(parents)])).hexdigest()
 
 
 def mean_organs(organs: Iterable[Path], *, out: Path) -> OrganInfo:
@@ -67,10 +108,10 @@ def mean_organs(organs: Iterable[Path], *, out: Path) -> OrganInfo:
     return mean.write(out)
 
 
-def _weakest(claims: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+def _weakest(claims: Sequence[DpClaim | None]) -> dict[str, Any] | None:
     """The largest epsilon, or none at all if one organ claims none or another delta or unit makes them incomparable."""
-    real = [claim for claim in claims if claim]
-    same = {(claim["delta"], claim["unit"]) for claim in real}
-    if not real or len(same) != 1 or len(real) != len(claims):
+    real = [claim for claim in claims if claim is not None]
+    if not real or len(real) != len(claims) or len({(claim.delta, claim.unit) for claim in real}) != 1:
         return None
-    return max(real, key=lambda claim: float(claim["epsilon"]))
+    weakest = max(real, key=lambda claim: claim.epsilon)
+    return weakest.model_dump(exclude={"mechanism"}) | weakest.mechanism.model_dump()
