@@ -103,7 +103,8 @@ def _differences(old: Member, new: Member) -> Iterator[Change]:
     if (old.not_before, old.not_after) != (new.not_before, new.not_after):
         yield Change("member-validity", new.name, f"{_span(old)} becomes {_span(new)}")
     keys = [(each.signing, each.recipient, each.log) for each in (old, new)]
-    if keys[0] != keys[1] or old.former != new.former:
+    is_back = new.active and not old.active
+    if is_back or keys[0] != keys[1] or old.former != new.former:
         yield from _keys(new)
 
 
@@ -118,12 +119,11 @@ def _keys(member: Member) -> Iterator[Change]:
 
 
 def _recalls(before: list[RecallEntry], after: list[RecallEntry]) -> Iterator[Change]:
-    for entry in after:
-        if entry not in before:
-            yield Change("recall-added", entry.organ_sha256, f"{entry.reason} ({entry.time})")
-    for entry in before:
-        if entry not in after:
-            yield Change("recall-removed", entry.organ_sha256, entry.reason)
+    old, new = ({(entry.organ_sha256, entry.reason, entry.time) for entry in entries} for entries in (before, after))
+    for digest, reason, time in sorted(new - old):
+        yield Change("recall-added", digest, f"{reason} ({time})")
+    for digest, reason, _ in sorted(old - new):
+        yield Change("recall-removed", digest, reason)
 
 
 def _dates(draft: Draft, base: Verified | None) -> Iterator[Change]:

@@ -146,8 +146,9 @@ def build_draft(
 
 
 def next_root(base: Verified | None, *, stewards: People, expires: datetime) -> Root:
-    """The root after the one of `base`, for these people."""
-    return people.build_root(stewards, version=base.root.version + 1 if base else 1, expires=expires)
+    """The root after the one of `base`, for these people, with the roster version after that of `base`."""
+    root, roster = (base.root.version, base.targets.version) if base else (0, 0)
+    return people.build_root(stewards, version=root + 1, since=roster + 1, expires=expires)
 
 
 def read_draft(folder: Path, *, base: Verified | None) -> Draft:

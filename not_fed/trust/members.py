@@ -343,6 +343,16 @@ def check_distinct(entries: Sequence[MemberEntry]) -> None:
             seen |= marks
 
 
+def check_new_keys(entry: MemberEntry, *, revoked: MemberEntry) -> None:
+    """A revoked member comes back with new keys only, for all purposes; raises MemberExists."""
+    new, old = (set().union(*_marks(each.to_member())) for each in (entry, revoked))
+    if (new & old) - {f"name {entry.name.lower()}"}:
+        raise MemberExists(
+            where="roster", expected=f"new keys of {entry.name}", got="keys that it had when it was revoked",
+            hint="they may be stolen; it makes new ones: not-fed keys create",
+        )  # fmt: skip
+
+
 def _marks(member: Member) -> Iterator[set[str]]:
     """What nobody else may have: for the member, and for each set of its former keys."""
     log = {key_fingerprint(key) for key in (member.log.ed25519, member.log.ml_dsa_44)} if member.log else set()

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from not_fed import canonical, files
 from not_fed.errors import InputError, TrustError
 from not_fed.trust import repository
-from not_fed.trust.members import Reason, Recall, Sha256
+from not_fed.trust.members import Reason, Recall, RecallEntry, Sha256
 from not_fed.trust.recall import SUFFIX, Withdrawal
 from not_fed.trust.repository import ROOT_NAME, Material, RosterNotPinned
 
@@ -68,6 +68,7 @@ class _State(_Strict):
     targets: str
     contents: _Contents
     withdrawn: list[_Withdrawn]
+    kept: list[RecallEntry]
     accepted: str
 
 
@@ -79,11 +80,15 @@ class _Signed(_Strict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """The state: a claim about what was verified once, and verified again at each load."""
+    """The state: a claim about what was verified once, and verified again at each load.
+
+    `kept`: what stewards before today's recalled, and today's roster does not have.
+    """
 
     material: Material
     withdrawn: tuple[Withdrawal, ...]
     accepted: datetime
+    kept: tuple[Recall, ...] = ()
 
     def check_clock(self, now: datetime) -> None:
         """Raises ClockSetBack: an old roster looks current to a clock that was set back."""
@@ -153,6 +158,10 @@ def write(folder: Path, memory: Memory, *, lines: Mapping[Withdrawal, bytes]) ->
             _Withdrawn(line=each.line_sha256, organ_sha256=each.recall.organ_sha256, reason=each.recall.reason,
                        by=str(each.recall.by), time=canonical.format_time(each.recall.time))
             for each in memory.withdrawn
+        ],
+        kept=[
+            RecallEntry(organ_sha256=each.organ_sha256, reason=each.reason, time=canonical.format_time(each.time))
+            for each in memory.kept
         ],
         accepted=canonical.format_time(memory.accepted),
     )  # fmt: skip
@@ -236,7 +245,10 @@ def _to_memory(state: _State) -> Memory:
         snapshot=state.snapshot.encode(), targets=state.targets.encode(),
         contents={"roster.json": state.contents.roster.encode(), "recalls.json": state.contents.recalls.encode()},
     )  # fmt: skip
-    return Memory(material=material, withdrawn=withdrawn, accepted=canonical.parse_time(state.accepted))
+    return Memory(
+        material=material, withdrawn=withdrawn, accepted=canonical.parse_time(state.accepted),
+        kept=tuple(each.to_recall() for each in state.kept),
+    )  # fmt: skip
 
 
 def _wanted_names(memory: Memory) -> set[str]:

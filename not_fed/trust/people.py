@@ -8,7 +8,8 @@ their keys: then the forger needs both signatures of two people, hence both algo
 
 The same for every root on the way from the pinned one (by the people before and by the people after), for targets,
 snapshot and timestamp. The root's shape is exact: each person two keys, all of them in all four roles, thresholds as
-computed here and never as written, so that no root can lower them.
+computed here and never as written, so that no root can lower them. It names the roster version that it came with
+(`x-not-fed-roster-version`): older ones do not count again because somebody who signed a newer one has left.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from not_fed.keys.signing import SigningKeys
 from not_fed.trust.members import RosterMalformed
 
 FIELD: Final = "x-not-fed-stewards"
+SINCE: Final = "x-not-fed-roster-version"
 ROLES: Final = (Root.type, Targets.type, Snapshot.type, Timestamp.type)
 MAX_STEWARDS: Final = 16
 People = Mapping[str, SigningKeys]
@@ -66,10 +68,11 @@ def tuf_keys(keys: SigningKeys) -> tuple[Key, Key]:
     return SSlibKey.from_crypto(ed25519), SSlibKey.from_crypto(ml_dsa_65)
 
 
-def build_root(people: People, *, version: int, expires: Any) -> Root:  # noqa: ANN401  a datetime, which tuf types
-    """The one root that these people can have with this version and date."""
+def build_root(people: People, *, version: int, since: int, expires: Any) -> Root:  # noqa: ANN401  a datetime
+    """The one root that these people can have with this version and date, published with roster version `since`."""
     names = {name: [key.keyid for key in tuf_keys(people[name])] for name in sorted(people)}
-    root = Root(version=version, expires=expires, consistent_snapshot=True, unrecognized_fields={FIELD: names})
+    fields = {FIELD: names, SINCE: since}
+    root = Root(version=version, expires=expires, consistent_snapshot=True, unrecognized_fields=fields)
     for role in ROLES:
         for name in sorted(people):
             for key in tuf_keys(people[name]):
@@ -94,7 +97,7 @@ def people_of(root: Root) -> People:
         raw = [key for keys in people.values() for key in (keys.ed25519, keys.ml_dsa_65)]
         if len({name.lower() for name in people}) != len(named) or len(set(raw)) != len(raw):
             raise ValueError("two names alike, or one key for two people")
-        if not _alike(root, build_root(people, version=root.version, expires=root.expires)):
+        if not _alike(root, build_root(people, version=root.version, since=since_of(root), expires=root.expires)):
             raise ValueError("another shape")
     except (ValueError, TypeError, KeyError, AttributeError, UnsupportedAlgorithm):
         raise RosterMalformed(
@@ -103,6 +106,14 @@ def people_of(root: Root) -> People:
             got="a root of another shape", hint="nothing was changed; ask the stewards who made it",
         ) from None  # fmt: skip
     return people
+
+
+def since_of(root: Root) -> int:
+    """The roster version that a root was published with; raises ValueError when it names none."""
+    since = root.unrecognized_fields.get(SINCE)
+    if type(since) is not int or since < 1:
+        raise ValueError("no roster version")
+    return since
 
 
 def check_people(root: Root, metadata: Metadata[Any]) -> None:

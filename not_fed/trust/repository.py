@@ -195,6 +195,7 @@ def verify(
         raise _translate(tuf_errors.ExpiredMetadataError("root or targets"))
     _check_bindings(verified)
     _check_all_people(verified.material)
+    _check_since(verified)
     return verified
 
 
@@ -300,6 +301,12 @@ def _check_all_people(material: Material) -> None:
         people.check_people(root.signed, root)
     for data in (material.targets, material.snapshot, material.timestamp):
         people.check_people(roots[-1].signed, parse_metadata(data))
+
+
+def _check_since(verified: Verified) -> None:
+    """No version from before the newest root: TUF forgets the versions it saw when the stewards change (5.3.11)."""
+    if verified.targets.version < people.since_of(verified.root):
+        raise _translate(tuf_errors.BadVersionNumberError("targets from before the root"))
 
 
 def _parse(data: bytes) -> Metadata[Any]:

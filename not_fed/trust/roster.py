@@ -11,6 +11,7 @@ trust on first use.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from not_fed.trust.members import (
     UnknownMember,
     WrongRole,
 )
-from not_fed.trust.memory import ClockSetBack, Memory
+from not_fed.trust.memory import ClockSetBack
 from not_fed.trust.people import TooFewPeople
 from not_fed.trust.recall import RecallRemoved, Withdrawal, read_withdrawal
 from not_fed.trust.repository import (
@@ -118,7 +119,7 @@ def add_withdrawal(folder: Path, line: bytes, *, now: datetime) -> Withdrawal:
         withdrawal = read_withdrawal(line, roster=roster_of(known, verified, now=now), now=now)
         mark = (withdrawal.recall.by, withdrawal.recall.organ_sha256)
         if mark not in {(each.recall.by, each.recall.organ_sha256) for each in known.withdrawn}:
-            known = Memory(material=known.material, withdrawn=(*known.withdrawn, withdrawal), accepted=known.accepted)
+            known = replace(known, withdrawn=(*known.withdrawn, withdrawal))
             memory.write(folder, known, lines={withdrawal: line})
         memory.hand_on(folder, known)
     return withdrawal

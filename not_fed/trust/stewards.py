@@ -42,6 +42,7 @@ from not_fed.trust.members import (
     TrustedRoster,
     UnknownMember,
     check_distinct,
+    check_new_keys,
     member_entry,
     rotated,
 )
@@ -100,11 +101,19 @@ def first_proposal(
 
 
 def adding(identity: PublicIdentity, *, roles: Iterable[str], now: datetime, valid_for: timedelta = VALID_FOR) -> Edit:
-    """Enrol one more member, or a revoked one again with new keys; raises MemberExists, BadRole."""
+    """Enrol one more member, or a revoked one again with new keys.
+
+    Raises:
+        MemberExists: also when a revoked member comes back with a key that it had. BadRole.
+    Proved by: tests/attacks/test_members.py::test_a_revoked_member_does_not_come_back_with_its_old_keys
+    """
     entry = member_entry(identity, roles=roles, now=now, valid_for=valid_for)
 
     def edit(roster: RosterFile, recalls: RecallsFile) -> tuple[RosterFile, RecallsFile]:
-        kept = [old for old in roster.members if not (old.name == entry.name and old.status == "revoked")]
+        gone = [old for old in roster.members if old.name == entry.name and old.status == "revoked"]
+        for old in gone:
+            check_new_keys(entry, revoked=old)
+        kept = [old for old in roster.members if old not in gone]
         check_distinct([*kept, entry])
         return roster.model_copy(update={"members": [*kept, entry]}), recalls
 

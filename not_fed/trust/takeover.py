@@ -16,7 +16,7 @@ from tuf.api.metadata import Metadata
 from not_fed import files
 from not_fed.errors import TrustError
 from not_fed.trust import memory, people, repository
-from not_fed.trust.members import TrustedRoster, read_roster
+from not_fed.trust.members import Recall, TrustedRoster, read_roster
 from not_fed.trust.memory import Memory
 from not_fed.trust.recall import check_none_removed, collect
 from not_fed.trust.repository import NO_PREVIOUS, PREVIOUS, MaterialSource, Source, Verified, signed_sha256
@@ -46,11 +46,11 @@ def trusted(
 
 
 def roster_of(known: Memory, verified: Verified, *, now: datetime) -> TrustedRoster:
-    """The members and recalls of a verified version, with what was withdrawn; raises RosterMalformed."""
+    """The members and recalls of a verified version, with what was withdrawn before; raises RosterMalformed."""
     contents = verified.material.contents
     return read_roster(
         contents["roster.json"], contents["recalls.json"], version=verified.targets.version,
-        expires_at=verified.expires_at, withdrawn=[each.recall for each in known.withdrawn],
+        expires_at=verified.expires_at, withdrawn=[*(each.recall for each in known.withdrawn), *known.kept],
         stale=verified.is_stale(now),
     )  # fmt: skip
 
@@ -62,21 +62,27 @@ def take_over(folder: Path, *, source: Source, recalls: Path | None, now: dateti
         recalls: a folder with withdrawals that came along.
     Raises:
         as `trusted`; RosterForked, RecallRemoved.
-    Guarantees: a kill at any moment leaves what was trusted before or what is trusted after.
-    Proved by: tests/unit/test_roster_kills.py::test_a_kill_leaves_the_old_roster_or_the_new_one
+    Guarantees: a kill at any moment leaves what was trusted before or what is trusted after. A recall that was seen
+        stays, also when those who signed it are stewards no longer.
+    Proved by: tests/unit/test_roster_kills.py::test_a_kill_leaves_the_old_roster_or_the_new_one,
+        tests/attacks/test_recall.py::test_a_recall_outlasts_the_stewards_who_made_it
     """
     with memory.locked(folder):
         known, before = trusted(folder, now=now, accept_expired=True)
         pinned = known.material.roots[0]
         _check_not_forked(before, source)
         verified = repository.verify(source, pinned=pinned, known=known.material, now=now)
-        roster = roster_of(known, verified, now=now)
+        roster, kept = roster_of(known, verified, now=now), known.kept
         if _still_counts(before, verified):
             check_none_removed(roster_of(known, before, now=now), roster)
             _check_follows(before, verified)
+        else:
+            kept += _lost(roster_of(known, before, now=now), roster)
         lines = collect(recalls, roster=roster, known=known.withdrawn, now=now) if recalls is not None else {}
         if verified.material != known.material or lines:
-            known = Memory(material=verified.material, withdrawn=(*known.withdrawn, *lines), accepted=now)
+            known = Memory(
+                material=verified.material, withdrawn=(*known.withdrawn, *lines), accepted=now, kept=kept
+            )  # fmt: skip
             memory.write(folder, known, lines=lines)
         memory.hand_on(folder, known)
     return roster_of(known, verified, now=now)
@@ -153,10 +159,18 @@ def _still_counts(before: Verified, after: Verified) -> bool:
     """Whether the version before is signed by enough of today's stewards.
 
     If not, the stewards have been exchanged since, as they are after a theft of keys (TUF 5.3.11): then what the thief
-    may have signed, a version number of a billion for one, binds nobody any longer.
+    may have signed, a version number of a billion for one, binds nobody any longer. What is older than the exchange
+    does not come back by that (people.SINCE), and its recalls stay (`_lost`).
     """
     try:
         people.check_people(after.root, repository.parse_metadata(before.material.targets))
     except TrustError:
         return False
     return True
+
+
+def _lost(before: TrustedRoster, after: TrustedRoster) -> tuple[Recall, ...]:
+    """The stewards' recalls of organs that the version after does not recall."""
+    missing = set(before.recalls) - set(after.recalls)
+    found = (recall for digest in sorted(missing) for recall in before.recalled[digest])
+    return tuple(recall for recall in found if recall.by is None)

@@ -56,7 +56,7 @@ def _shapes(council: Council) -> dict[str, Root]:
     """Roots that differ from the honest next one in one thing."""
     _, base = trusted(council.site, now=NOW)
     all_of = people.people_of(base.root)
-    honest = people.build_root(all_of, version=2, expires=NOW + days(365))
+    honest = people.build_root(all_of, version=2, since=2, expires=NOW + days(365))
     value = honest.to_dict()
     roles, keys, first = value["roles"], value["keys"], next(iter(value["keys"]))
     stranger = people.tuf_keys(Steward.generate("x").public)[0]
@@ -76,6 +76,8 @@ def _shapes(council: Council) -> dict[str, Root]:
         "not consistent": _with(honest, consistent_snapshot=False),
         "no people": _with(honest, **{people.FIELD: {}}),
         "people of another type": _with(honest, **{people.FIELD: ["alice"]}),
+        "a roster version that is none": _with(honest, **{people.SINCE: 0}),
+        "a roster version of another type": _with(honest, **{people.SINCE: True}),
         "a person too few": _with(honest, **{people.FIELD: {k: v for k, v in named.items() if k != "bob"}}),
         "keys the wrong way round": _with(honest, **{people.FIELD: named | {"bob": named["bob"][::-1]}}),
         "bob with a key of alice": _with(honest, **{people.FIELD: named | {"bob": [named["bob"][0], alices]}}),
@@ -89,7 +91,8 @@ def _shapes(council: Council) -> dict[str, Root]:
 
 
 SHAPES = ("a lower threshold for targets", "a lower threshold for timestamp", "a higher threshold", "not consistent",
-          "no people", "people of another type", "a person too few", "keys the wrong way round",
+          "no people", "people of another type", "a roster version that is none", "a roster version of another type",
+          "a person too few", "keys the wrong way round",
           "bob with a key of alice", "a name that is none", "a key that nobody owns", "one key under two ids",
           "a key less in one role", "a field more", "a field more in a role")  # fmt: skip
 

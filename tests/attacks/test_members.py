@@ -19,7 +19,7 @@ from not_fed.keys import BadSignature, MalformedSigned, Steward, SuccessionRefus
 from not_fed.keys.succession import sign_succession
 from not_fed.trust.ceremony import propose
 from not_fed.trust.draft import RosterTooLarge
-from not_fed.trust.members import KeysRetired, RosterFile, member_entry, read_roster
+from not_fed.trust.members import KeysRetired, RecallsFile, RosterFile, member_entry, read_roster
 from not_fed.trust.roster import (
     MemberExists,
     MemberNotActive,
@@ -35,6 +35,7 @@ from not_fed.trust.roster import (
     rotate_member,
     update_roster,
 )
+from not_fed.trust.stewards import adding
 from tests.support.rosters import assert_refused
 from tests.support.trust import FEDERATION, NOW, Federation, Site, days
 
@@ -101,6 +102,35 @@ def test_a_revoked_member_comes_back_with_new_keys_only_by_the_stewards(own_fede
         revoke_member(folder, name="nobody", steward=steward, now=LATER)
     roster = add_member(folder, identity=new.public, roles=["author"], steward=steward, now=LATER)
     assert roster.member("lab", now=LATER).signing == new.signer.public  # control
+
+
+def test_a_revoked_member_does_not_come_back_with_its_old_keys(own_federation: Federation) -> None:
+    """Own. A member is revoked after a theft and enrolled again with one of the keys that it had, in use or former.
+
+    Powers: has the stolen keys, and a steward who does not look. Control: with new keys it is back, and the difference
+    shows their fingerprint; also when another machine restores the old ones.
+    """
+    folder, steward = own_federation.folder, own_federation.steward
+    first, second, third = own_federation.clinic, Site.make("clinic"), Site.make("clinic")
+    rotate_member(folder, identity=second.public, steward=steward, now=NOW)
+    revoke_member(folder, name="clinic", steward=steward, now=NOW)
+    half = Site(third.signer, first.opener)
+    for identity in (second.public, first.public, half.public, Site(second.signer, third.opener).public):
+        with pytest.raises(MemberExists):
+            add_member(folder, identity=identity, roles=["author"], steward=steward, now=NOW)
+
+    def restore(roster: RosterFile, recalls: RecallsFile) -> tuple[RosterFile, RecallsFile]:
+        back = [entry.model_copy(update={"status": "active"}) for entry in roster.members]
+        return roster.model_copy(update={"members": back}), recalls
+
+    for edit, identity in (
+        (restore, second.public), (adding(third.public, roles=["author"], now=NOW), third.public)
+    ):  # fmt: skip
+        shown = {change.kind: change.text for change in propose(folder, edit, now=NOW).changes}
+        assert "member-restored" in shown
+        assert shown["fingerprint"] == identity.fingerprint
+    back = add_member(folder, identity=third.public, roles=["author"], steward=steward, now=NOW)  # control
+    assert back.member("clinic", now=NOW).signing == third.signer.public
 
 
 def test_a_roster_of_ten_thousand_members_is_refused(own_federation: Federation, pinned: Path) -> None:

@@ -17,13 +17,14 @@ import pytest
 from not_fed import canonical
 from not_fed.cli.output import printable
 from not_fed.errors import NotFedError
-from not_fed.keys import BadSignature, FileSigner, MalformedSigned, NewerFormat, Signer, dsse
+from not_fed.keys import BadSignature, FileSigner, MalformedSigned, NewerFormat, Signer, Steward, dsse
 from not_fed.trust import memory
 from not_fed.trust import recall as recalls
 from not_fed.trust.members import KeysRetired, MemberNotActive, UnknownMember
 from not_fed.trust.recall import PAYLOAD_TYPE, RecallRefused, read_withdrawal, sign_withdrawal
 from not_fed.trust.roster import (
     add_withdrawal,
+    change_stewards,
     load_roster,
     pin_roster,
     recall_organ,
@@ -33,7 +34,7 @@ from not_fed.trust.roster import (
     update_roster,
 )
 from not_fed.trust.stewards import BadRecall
-from tests.support.rosters import assert_refused
+from tests.support.rosters import assert_refused, steward_identity
 from tests.support.trust import FEDERATION, NOW, Federation, Site, days, listing
 
 ORGAN = "ee" * 32
@@ -254,6 +255,25 @@ def test_a_withdrawal_that_has_arrived_stays(own_federation: Federation, pinned:
     update_roster(pinned, source=own_federation.folder, now=NOW)  # makes the copy to hand on again
     update_roster(tmp_path / "new", source=pinned, now=NOW)
     assert recalled(tmp_path / "new") == "trained on the wrong records"
+
+
+def test_a_recall_outlasts_the_stewards_who_made_it(tmp_path: Path) -> None:
+    """A66. The stewards recall an organ, and are exchanged by a version that does not have the recall.
+
+    Powers: enough of the stewards before and all after them want the organ back. Control: their version is taken, and
+    an organ that nobody recalled is good.
+    """
+    federation, site, fresh = Federation.make(tmp_path / "r"), tmp_path / "site", Steward.generate("again")
+    shutil.copytree(tmp_path / "r", tmp_path / "without")
+    recall_organ(tmp_path / "r", organ_sha256=ORGAN, reason="poisoned", steward=federation.steward, now=NOW)
+    pin_roster(tmp_path / "r", root_sha256=federation.root_sha256, out=site, now=NOW)
+    change_stewards(tmp_path / "without", steward=[federation.steward, fresh], add=[steward_identity(fresh)],
+                    remove=["steward"], now=NOW)  # fmt: skip
+    assert update_roster(site, source=tmp_path / "without", now=NOW).recall_of(ORGAN, author=None) == "poisoned"
+    renew_roster(tmp_path / "without", steward=fresh, now=NOW)
+    for roster in (update_roster(site, source=tmp_path / "without", now=NOW), load_roster(site, now=NOW)):
+        assert (roster.version, roster.recall_of(ORGAN, author="clinic")) == (3, "poisoned")
+        assert roster.recall_of("dd" * 32, author="clinic") is None  # control
 
 
 def test_a_withdrawal_by_mail_is_checked_like_any_other(own_federation: Federation, pinned: Path) -> None:

@@ -19,8 +19,9 @@ from not_fed.files import NotAFile, OutputExists
 from not_fed.keys import Steward
 from not_fed.trust import draft as drafts
 from not_fed.trust import memory
-from not_fed.trust.ceremony import propose, settle
+from not_fed.trust.ceremony import Proposal, propose, settle
 from not_fed.trust.diff import targets_of
+from not_fed.trust.members import RecallsFile, RosterFile
 from not_fed.trust.roster import (
     ClockSetBack,
     MemberNotActive,
@@ -42,7 +43,7 @@ from not_fed.trust.roster import (
     root_sha256,
     update_roster,
 )
-from not_fed.trust.stewards import unchanged
+from not_fed.trust.stewards import exchanging, recalling, revoking, unchanged
 from not_fed.trust.takeover import trusted
 from tests.support.rosters import Council, assert_refused, newer, resign, signers, state, steward_identity
 from tests.support.trust import NOW, Federation, Site, days, listing
@@ -357,7 +358,7 @@ def test_a_version_number_out_of_reach_is_recovered_from(tmp_path: Path) -> None
     """Own. Fast forward: a thief signs version 900,000,000, so that no honest version is ever newer; and a recall.
 
     Powers: had the steward's keys. Control: before the keys are exchanged the honest version is a rollback; after it,
-    the site takes it (TUF 5.3.11), and the thief's own next version is refused.
+    the site takes it (TUF 5.3.11), and the thief's own next version is refused. The recall stays: it is never undone.
     """
     federation, site = Federation.make(tmp_path / "r"), tmp_path / "site"
     pin_roster(tmp_path / "r", root_sha256=federation.root_sha256, out=site, now=NOW)
@@ -373,7 +374,7 @@ def test_a_version_number_out_of_reach_is_recovered_from(tmp_path: Path) -> None
     change_stewards(tmp_path / "r", steward=[federation.steward, fresh], add=[steward_identity(fresh)],
                     remove=["steward"], now=NOW)  # fmt: skip
     roster = update_roster(site, source=tmp_path / "r", now=NOW)
-    assert (roster.version, dict(roster.recalls)) == (3, {})  # control
+    assert (roster.version, roster.recalls) == (3, {"ee" * 32: "to do harm"})  # control
     newer(thief / "repository", signers([federation.steward]))
     assert_refused(site, TrustError, thief)
 
@@ -440,6 +441,36 @@ def test_a_steward_who_left_signs_nothing_more(council: Council) -> None:
     assert_refused(council.site, TrustError, stale)
     renew_roster(council.of("alice"), steward=[council.steward("alice"), dave], now=NOW)
     assert update_roster(council.site, source=council.of("alice"), now=NOW).version == 3  # control
+
+
+def test_an_old_roster_does_not_come_back_when_a_steward_leaves(council: Council, tmp_path: Path) -> None:
+    """A50. Carol and bob revoke a member and recall an organ; then carol leaves. Version 1, which alice and bob signed
+    as well, is offered with the new root on top, to a site and to a newcomer.
+
+    Powers: kept version 1, has the public new root. Control: the version that came with the new root.
+    """
+    old = council.of("old")
+    shutil.copytree(council.of("alice"), old)
+
+    def edit(roster: RosterFile, recalls: RecallsFile) -> tuple[RosterFile, RecallsFile]:
+        return recalling("ee" * 32, reason="poisoned", now=NOW)(*revoking("clinic")(roster, recalls))
+
+    def published(proposal: Proposal, *by: str) -> None:
+        for name in by:
+            proposal.sign(council.steward(name), instead=True)
+        assert settle(proposal, signed_by=None).roster is not None
+
+    published(propose(council.of("bob"), edit, now=NOW), "bob", "carol")
+    for name in ("alice", "site"):
+        update_roster(council.of(name), source=council.of("bob"), now=NOW)
+    without = propose(council.of("alice"), unchanged, now=NOW, stewards=exchanging(remove=["carol"]))
+    published(without, "alice", "bob")
+    shutil.copyfile(metadata(council.of("alice")) / "2.root.json", metadata(old) / "2.root.json")
+    assert_refused(council.site, RosterRollback, old)
+    with pytest.raises(RosterRollback):
+        pin_roster(old, root_sha256=council.root_sha256, out=tmp_path / "newcomer", now=NOW)
+    roster = update_roster(council.site, source=council.of("alice"), now=NOW)  # control
+    assert (roster.version, roster.members["clinic"].active, set(roster.recalls)) == (3, False, {"ee" * 32})
 
 
 def test_recalls_that_a_newer_roster_lacks_raise_an_alarm(tmp_path: Path) -> None:
