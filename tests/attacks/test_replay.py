@@ -152,6 +152,14 @@ def test_a_memory_that_was_replaced_by_something_else_fails_closed(parcel: Parce
     path.write_bytes(b"not a database" * 100)
     assert_refused(parcel, StoreDamaged, seen=disk(parcel))
     path.unlink()
+    disk(parcel).record("clinic/" + "0" * 32, NOW)
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 8192)  # the table's own pages
+    for extra in path.parent.glob("waybills.db-*"):
+        extra.unlink()
+    assert_refused(parcel, StoreDamaged, seen=disk(parcel))
+    path.unlink()
     path.symlink_to(parcel.folder / "elsewhere")
     assert_refused(parcel, StoreDamaged, seen=disk(parcel))
     path.unlink()

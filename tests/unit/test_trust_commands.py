@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from not_fed import keys
-from not_fed.keys import Secret
+from not_fed.envelope import issue_passport, new_passport, passport_path
+from not_fed.envelope.logged import label_entry
+from not_fed.keys import FileSigner, Secret
+from not_fed.trust.log_entries import entry
+from not_fed.trust.log_folder import LogFolder, append_many, create_log
 from tests.support.trust import DP, organ_bytes
 
 PASSPHRASE = "correct horse"
@@ -101,6 +108,79 @@ def test_each_refusal_has_its_exit_code(world: Path, words: str) -> None:
     got, _, said = run(world, *words.split(), *PW, "--out", "x")
     assert (got, json.loads(said)["code"]) == REFUSALS[words]
     assert not (world / "x").exists()
+
+
+@pytest.mark.parametrize("words", [("verify", "."), ("open", "knee.sealed", "--again", "--out", "."), ("verify", "")])
+def test_a_name_that_is_no_file_is_refused_by_type(world: Path, words: tuple[str, ...]) -> None:
+    code, _, said = run(world, *words, "--roster", "R2", "--identity", "hub", *PW)
+    assert (code, json.loads(said)["code"]) == (4, "not-a-file")
+
+
+def test_a_false_passport_beside_an_organ_hides_no_withdrawal(world: Path, tmp_path: Path) -> None:
+    """Another author named in an unsigned passport; the true one, and none, find the withdrawal."""
+    shutil.copytree(world / "R", tmp_path / "R")
+    organ = tmp_path / "knee.organ"
+    organ.write_bytes((world / "knee.organ").read_bytes())
+    words = ("--identity", str(world / "clinic"), "--roster", "R", "--passphrase-file", str(world / "pw"), "--yes")
+    assert run(tmp_path, "recall", "issue", "knee.organ", "--reason", "wrong records", *words)[0] == 0
+    assert run(tmp_path, "recall", "check", "knee.organ", "--roster", "R")[0] == 6
+    passport = new_passport(organ, author="nobody", federation="demo", round_number=0, now=datetime.now(UTC))
+    line = issue_passport(passport, signer=FileSigner.generate("nobody"))
+    passport_path(organ).write_bytes(line + b"\n")
+    code, found, _ = run(tmp_path, "recall", "check", "knee.organ", "--roster", "R")
+    assert (code, found["recalled"], found["by"]) == (6, True, "clinic")
+
+
+def test_a_fork_that_this_site_has_seen_is_believed_by_no_command(world: Path, tmp_path: Path) -> None:
+    """The log on the roster shows another tree of the size that was remembered: verify and open say so."""
+    keeper = World(tmp_path)
+    keeper.federate()
+    first, second = keeper.log("first"), keeper.log("second")
+    assert run(tmp_path, "log", "compare", "R", str(first))[0] == 0
+    keeper.lay_proof(second)
+    for words in (("verify",), ("open", "--identity", "hub", "--out", "x", "--passphrase-file", "pw")):
+        code, _, said = run(tmp_path, words[0], "knee.sealed", "--roster", "R", *words[1:])
+        assert (code, json.loads(said)["code"]) == (6, "log-forked")
+    keeper.lay_proof(first)
+    assert run(tmp_path, "verify", "knee.sealed", "--roster", "R")[0] == 0  # control
+    assert not (tmp_path / "x").exists()
+
+
+class World:
+    """A clinic that sends, and a hub with two logs, in a folder of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def federate(self) -> None:
+        """Keys, roster and a sealed organ."""
+        (self.folder / "pw").write_text(PASSPHRASE + "\n")
+        (self.folder / "pw").chmod(0o600)
+        members = []
+        for name, roles in (("clinic", "author,receiver"), ("hub", "receiver,relay")):
+            secret = Secret(PASSPHRASE.encode())
+            keys.create_keys(self.folder / name, name=name, passphrase=secret, work_factor=2, log=name == "hub",
+                             steward=name == "clinic")  # fmt: skip
+            members += ["--member", f"{name}:{roles}"]
+        (self.folder / "knee.organ").write_bytes(organ_bytes(dp=DP))
+        assert run(self.folder, "roster", "create", "R", "--federation", "demo", "--steward", "clinic", *members,
+                   *PW)[0] == 0  # fmt: skip
+        assert run(self.folder, "seal", "knee.organ", "--to", "hub", "--identity", "clinic", "--roster", "R",
+                   "--out", "knee.sealed", *PW)[0] == 0  # fmt: skip
+
+    def log(self, name: str) -> Path:
+        """One with the label, and one more entry that is its own."""
+        signer = keys.load_log_signer(self.folder / "hub", passphrase=Secret(PASSPHRASE.encode()))
+        create_log(self.folder / name, federation="demo", signer=signer, now=datetime.now(UTC))
+        label = label_entry((self.folder / "knee.sealed.label").read_bytes())
+        other = entry("seal", hashlib.sha256(name.encode()).hexdigest())
+        append_many(self.folder / name, [label, other], signer=signer, now=datetime.now(UTC))
+        return self.folder / name
+
+    def lay_proof(self, log: Path) -> None:
+        """The proof of one of the logs, beside the organ."""
+        label = (self.folder / "knee.sealed.label").read_bytes()
+        (self.folder / "knee.sealed.tlog-proof").write_bytes(LogFolder(log).proof(label_entry(label)))
 
 
 def test_only_a_steward_changes_a_roster(world: Path) -> None:
