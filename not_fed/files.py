@@ -3,7 +3,8 @@
 Writing: a file of mode 0600 without a name (O_TMPFILE; where that is missing, a hidden `.part` beside the target),
 fsync, then `link` (never overwrites) or `replace`, then fsync of the folder. The folder is held open by descriptor, so
 nobody can swap it meanwhile. A kill leaves the old state or the new one, and of a nameless file nothing at all; a
-`.part` of a writer that died is swept by the next one (its lock is free), so that no plaintext lies about for ever.
+`.part` of a writer that died is swept by the next one in that folder, whatever it writes there under a `.part` (a
+folder, always), since its lock is free: so no plaintext lies about for ever.
 A whole folder is replaced by exchanging it with one that was built beside it.
 Reading: without following a symbolic link and without blocking on a FIFO.
 """
@@ -29,6 +30,7 @@ from not_fed.errors import InputError
 from not_fed.reading import TypedReads
 
 BLOCK_BYTES = 1 << 20
+_PART = re.compile(r"\..{1,24}\.[0-9a-f]{12}\.part", re.DOTALL)  # see _part_name
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux: fcntl.h, linux/fs.h
 
 
@@ -384,10 +386,9 @@ def _make_part_folder(path: Path) -> tuple[Path, int]:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what writers of `path` that died have left: their `.part`, whose lock nobody holds any more."""
-    ours = re.compile(rf"\.{re.escape(path.name[:24])}\.[0-9a-f]{{12}}\.part")
+    """Remove what writers that died have left beside `path`: their `.part`, whose lock nobody holds any more."""
     with suppress(OSError), os.scandir(path.parent) as entries:
-        for entry in [entry for entry in entries if ours.fullmatch(entry.name)]:
+        for entry in [entry for entry in entries if _PART.fullmatch(entry.name)]:
             _sweep_one(Path(entry.path))
 
 

@@ -2,7 +2,9 @@
 
 Plan and apply, as for every transplant. The plan decrypts in constant memory and writes nothing at all, so that a
 person can say no before any weight of a stranger is on the disk. Applying opens the organ inside the new model's folder
-while that folder has no name yet, and keeps the passport, label and proof in it as the model's papers.
+while that folder has no name yet, and keeps the passport, label and proof in it as the model's papers. The organ's own
+file is deleted as soon as its tensors are in their place. What a kill leaves is a hidden `.part` folder of mode 0700
+beside the new model, which may hold the organ and half a model; the next command that makes a folder there deletes it.
 """
 
 from __future__ import annotations
@@ -103,8 +105,8 @@ def apply_intake(
                 organ=organ, base=plan.base, at=plan.at, accept_different_base=plan.accept_different_base
             )
             write_transplant(transplant, part, progress=progress)
-            record_transplant(transplant, part)
             opened.organ.unlink()
+            record_transplant(transplant, part, organ_sha256=opened.organ_sha256)
             _file_papers(plan, part / NOTES, opened, now=now)
         undo.callback(shutil.rmtree, out, ignore_errors=True)
         seen.record(opened.waybill_key, opened.expires)

@@ -108,7 +108,7 @@ def apply_transplant(plan: TransplantPlan, *, out: Path, progress: Progress = si
     """
     with files.new_folder(out) as part:
         write_transplant(plan, part, progress=progress)
-        record_transplant(plan, part)
+        record_transplant(plan, part, organ_sha256=plan.organ.sha256)
     return out
 
 
@@ -202,8 +202,8 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def record_transplant(plan: TransplantPlan, folder: Path) -> None:
-    """Write into `folder`/not-fed what was done, and the layers that were taken out."""
+def record_transplant(plan: TransplantPlan, folder: Path, *, organ_sha256: str) -> None:
+    """Write into `folder`/not-fed what was done, and the layers that were taken out; needs no organ file any more."""
     notes = folder / NOTES
     notes.mkdir(exist_ok=True)
     extract(plan.base, span=plan.at, out=notes / UNDO)
@@ -211,7 +211,7 @@ def record_transplant(plan: TransplantPlan, folder: Path) -> None:
         "schema": SCHEMA,
         "mode": "replace",
         "at": [plan.at.start, plan.at.stop],
-        "organ_sha256": plan.organ.sha256,
+        "organ_sha256": organ_sha256,
         "base_sha256": plan.base.sha256,
         "replaced": sorted(plan.tensors),
         "undo": f"{NOTES}/{UNDO}",

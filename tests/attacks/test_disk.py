@@ -118,7 +118,7 @@ def test_a_kill_leaves_no_output_and_the_next_writer_sweeps(
 ) -> None:
     """A79. kill -9 in the last moment before a file gets its name, with nameless files and without.
 
-    Powers: kills the process, pulls the plug. Control: the next writer of that name finds no obstacle and sweeps.
+    Powers: kills the process, pulls the plug. Control: the next writer there finds no obstacle and sweeps.
     """
     words = [sys.executable, "-c", KILLED, str(tmp_path), way, action, last]
     with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT) as process:
@@ -151,7 +151,8 @@ def test_sweeping_touches_nothing_but_parts_of_the_dead(parcel: Parcel, no_namel
     (parcel.folder / part(4)).mkdir()
     (parcel.folder / part(4) / "link").symlink_to(precious)
     os.mkfifo(parcel.folder / part(5))
-    others = [".other.organ.0123456789ab.part", ".opened.organ.part", ".opened.organ.0123456789ab.part.txt", "x.part"]
+    others = [".other.organ.0123456789AB.part", "..0123456789ab.part", ".opened.organ.part", "x.part",
+              ".opened.organ.0123456789ab.part.txt"]  # fmt: skip
     for name in others:
         (parcel.folder / name).write_bytes(b"theirs")
     assert parcel.open().organ.read_bytes() == parcel.organ

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from not_fed import files
 from not_fed.envelope import (
     DiskSeen,
     Expectation,
@@ -119,7 +120,11 @@ def import_(world: World) -> None:
 
 
 def check_imported(world: World) -> State:
-    """No model, or the whole model with its papers; the base as it was."""
+    """No model, or the whole model with its papers; the base as it was; no plaintext after any next command there."""
+    with files.new_folder(world.folder / "another"):
+        pass
+    (world.folder / "another").rmdir()
+    assert not world.has_plaintext(), "plaintext was left behind"
     base = open_base(world.folder / "base")
     assert base.sha256 == (world.folder / "base.sha256").read_text()
     if not (world.folder / "model").exists():

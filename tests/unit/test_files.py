@@ -131,6 +131,17 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "z"]
 
 
+def test_a_new_folder_sweeps_what_the_dead_left_under_any_name(tmp_path: Path) -> None:
+    (dead := tmp_path / ".model.0123456789ab.part" / "not-fed").mkdir(parents=True)
+    (dead / "organ").write_bytes(b"plaintext")
+    (tmp_path / ".organ.ba9876543210.part").write_bytes(b"plaintext")
+    (tmp_path / ".mine.part").write_bytes(b"not ours")
+    with files.new_folder(tmp_path / "living"), files.new_folder(tmp_path / "other") as part:
+        assert part.is_dir()
+        assert len(list(tmp_path.glob(".*.part"))) == 3, "the parts of the living, and what is not ours"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.part", "living", "other"]
+
+
 def test_a_kill_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     """kill -9 while a megabyte is being written: neither the file nor, where the system has nameless files, a part."""
     script = (
