@@ -9,9 +9,11 @@ Specification: https://theupdateframework.github.io/specification/latest/
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -184,8 +186,7 @@ def verify(
         RosterExpired, RosterRollback, RosterUnsigned, RosterAltered, RosterMalformed, TooFewPeople.
     Proved by: tests/attacks/test_roster.py
     """
-    with tempfile.TemporaryDirectory(prefix="not-fed-") as scratch:
-        stage = Path(scratch)
+    with _scratch() as stage:
         _lay_out(known, stage)
         try:
             verified = _run(stage, source, pinned, reference=_WHENEVER if accept_stale or accept_expired else now)
@@ -202,6 +203,19 @@ def verify(
 def signed_sha256(metadata: Metadata[Any]) -> str:
     """The digest of what signatures are over: the same whoever has signed so far."""
     return hashlib.sha256(metadata.signed_bytes).hexdigest()
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for TUF's own files, in the system's place for such; raises NoSpace where there is none to be had."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="not-fed-") as scratch:
+            yield Path(scratch)
+    except OSError as error:
+        raise files.NoSpace(
+            where="temporary files", expected="a folder with room, named by TMPDIR or the system's own",
+            got=os.strerror(error.errno or 0).lower(), hint="nothing was changed; make room, or set TMPDIR",
+        ) from None  # fmt: skip
 
 
 def parse_metadata(data: bytes) -> Metadata[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -181,6 +182,16 @@ class World:
         """The proof of one of the logs, beside the organ."""
         label = (self.folder / "knee.sealed.label").read_bytes()
         (self.folder / "knee.sealed.tlog-proof").write_bytes(LogFolder(log).proof(label_entry(label)))
+
+
+def test_no_room_for_temporary_files_is_said(world: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, "verify", "knee.sealed", "--roster", "R2", "--json"], cwd=world, text=True,
+        capture_output=True, check=False, env=os.environ | {"TMPDIR": "/proc/nowhere"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert (done.returncode, json.loads(done.stderr)["code"]) == (4, "no-space")
 
 
 def test_only_a_steward_changes_a_roster(world: Path) -> None:
