@@ -54,7 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         keys.create_keys(folder / name, name=name, passphrase=Secret(b"correct horse"), work_factor=2,
                          steward=name == "clinic", log=name == "hub")  # fmt: skip
     code, made, said = run(folder, "roster", "create", "R", "--federation", "demo", "--steward", "clinic", *PW,
-                           "--member", "clinic/identity.json:author,receiver", "--member", "hub:receiver")  # fmt: skip
+                           "--member", "clinic/identity.json:author,receiver", "--member", "hub:receiver,relay")  # fmt: skip
     assert code == 0, said
     assert run(folder, "roster", "pin", "R", "--root-sha256", made["root_sha256"], "--out", "R2")[0] == 0
     for number in (1, 2):
