@@ -53,8 +53,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("clinic", "hub"):
         keys.create_keys(folder / name, name=name, passphrase=Secret(b"correct horse"), work_factor=2,
                          steward=name == "clinic", log=name == "hub")  # fmt: skip
-    code, made, said = run(folder, "roster", "create", "R", "--federation", "demo", "--steward", "clinic", *PW,
-                           "--member", "clinic/identity.json:author,receiver", "--member", "hub:receiver,relay")  # fmt: skip
+    members = ("--member", "clinic/identity.json:author,receiver", "--member", "hub:receiver,relay")
+    code, made, said = run(
+        folder, "roster", "create", "R", "--federation", "demo", "--steward", "clinic", *members, *PW
+    )
     assert code == 0, said
     assert run(folder, "roster", "pin", "R", "--root-sha256", made["root_sha256"], "--out", "R2")[0] == 0
     for number in (1, 2):
