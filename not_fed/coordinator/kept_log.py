@@ -50,19 +50,14 @@ class KeptLog:
         """Put a label in; twice is once. On the disk when this returns."""
         self._append([label_entry(label)], now=now)
 
-    def proof(self, label: bytes) -> bytes:
-        """The proof that travels with the organ of this label; raises NotLogged, LogDamaged."""
-        return LogFolder(self._folder).proof(label_entry(label))
-
-    def growth(self, old_size: int) -> bytes:
-        """The newest checkpoint, with the proof that the log grew from `old_size`; from its own size when larger."""
-        log = LogFolder(self._folder)
-        return log.consistency_text(min(old_size, log.checkpoint.size))
+    def newest(self) -> LogFolder:
+        """The log as it is now: whatever one order needs of it comes from one tree."""
+        return LogFolder(self._folder)
 
     @property
     def size(self) -> int:
         """How many entries the newest checkpoint has."""
-        return LogFolder(self._folder).checkpoint.size
+        return self.newest().checkpoint.size
 
     def _append(self, entries: Sequence[bytes], *, now: datetime) -> None:
         append_remembered(

@@ -18,9 +18,11 @@ from not_fed.coordinator.bank import Bank
 from not_fed.coordinator.kept_log import open_log
 from not_fed.coordinator.plan import FederationPlan, load_plan
 from not_fed.coordinator.state import Answered, CoordinatorState, Delivered, DeliveryKind, Status, Step
+from not_fed.envelope.logged import label_entry
 from not_fed.envelope.task import ParcelRef, Task, new_id, sign_task
 from not_fed.errors import NotFedError, PeerError, TrustError
 from not_fed.home import Home
+from not_fed.trust.log_folder import LogFolder
 
 log = logging.getLogger("not_fed.coordinator")
 
@@ -119,20 +121,21 @@ class Rounds:
         """What to send to one site; its parcels are read from the bank and their digests checked again."""
         task = self._task(step, now=now)
         refs = [ref for ref in self._parcels(step) if ref.sender != site]
-        parcels = []
+        parcels, log_now = [], None if self.log is None else self.log.newest()
         for ref in refs:
             sealed, label = self.bank.get(ref.sealed_sha256)
-            proof = None if self.log is None else self.log.proof(label)
+            proof = None if log_now is None else log_now.proof(label_entry(label))
             parcels.append(OrderedParcel(label=label, sealed=sealed, proof=proof))
             self._note_delivery(step, ref, sender=ref.sender, recipient=site)
         log.info("round %d: %s task to %s with %d sealed organs", step.round, step.kind, site, len(parcels))
-        return Order(site=site, task=task, parcels=tuple(parcels), log=self._growth(site))
+        return Order(
+            site=site, task=task, parcels=tuple(parcels), log=None if log_now is None else self._growth(site, log_now)
+        )
 
-    def _growth(self, site: str) -> bytes | None:
-        if self.log is None:
-            return None
-        self._log_sent[site] = self.log.size
-        return self.log.growth(self._log_sizes.pop(site, 0))
+    def _growth(self, site: str, log_now: LogFolder) -> bytes:
+        """The newest checkpoint, and the proof that the log grew from what the site has seen."""
+        size = self._log_sent[site] = log_now.checkpoint.size
+        return log_now.consistency_text(min(self._log_sizes.pop(site, 0), size))
 
     def saw_log(self, site: str, *, size: int) -> None:
         """A site says, signed, up to which size it has seen the log."""

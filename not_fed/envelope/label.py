@@ -13,6 +13,7 @@ from not_fed.envelope.dsse import Moment, Name, Sha256, Statement, check_validit
 from not_fed.envelope.passport import Count, Round
 from not_fed.envelope.waybill import MAX_RECIPIENTS
 from not_fed.errors import TrustError
+from not_fed.keys import dsse
 from not_fed.keys.signing import Signer
 from not_fed.trust.members import TrustedRoster
 
@@ -74,19 +75,17 @@ def label_path(sealed: Path) -> Path:
     return sealed.parent / f"{sealed.name}.label"  # of "." too, which has no name and is refused later
 
 
-def read_unverified(line: bytes) -> Label:
-    """What a label claims; raises MalformedSigned, NewerFormat."""
+def parse_label(line: bytes) -> tuple[dsse.Unverified, Label]:
+    """The envelope and what it claims, unverified, with or without the file's line feed; raises MalformedSigned."""
     return parse_statement(
         line.removesuffix(b"\n"), Label, payload_type=PAYLOAD_TYPE, where="label", max_bytes=MAX_LABEL_BYTES
-    )[1]
+    )
 
 
 def is_own_label(line: bytes, *, signer: Signer) -> bool:
     """Whether this is a label that `signer` signed, for whatever sealed file."""
     try:
-        unverified, claimed = parse_statement(
-            line.removesuffix(b"\n"), Label, payload_type=PAYLOAD_TYPE, where="label", max_bytes=MAX_LABEL_BYTES
-        )
+        unverified, claimed = parse_label(line)
         unverified.verify(signer.public)
     except TrustError:
         return False
@@ -109,9 +108,7 @@ def check_label(label: bytes, *, sealed_sha256: str, size_bytes: int, roster: Tr
 
 def read_label(label: bytes, *, size_bytes: int, roster: TrustedRoster, now: datetime) -> Label:
     """All of `check_label` but the digest, which whoever decrypts computes on the way: `Label.check_digest`."""
-    unverified, claimed = parse_statement(
-        label.removesuffix(b"\n"), Label, payload_type=PAYLOAD_TYPE, where="label", max_bytes=MAX_LABEL_BYTES
-    )
+    unverified, claimed = parse_label(label)
     if claimed.federation != roster.federation:
         raise _mismatch(f"federation {roster.federation}", claimed.federation)
     sender = roster.member(claimed.sender, now=now)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from not_fed import canonical
-from not_fed.envelope.label import MAX_LABEL_BYTES, PAYLOAD_TYPE, read_unverified
+from not_fed.envelope.label import parse_label
 from not_fed.keys import dsse
 from not_fed.trust.log_entries import entry
 from not_fed.trust.log_proof import LogProofRefused, check_proof, read_proof
@@ -30,10 +30,7 @@ class Inclusion:
 
 def label_entry(label: bytes) -> bytes:
     """The log's entry for a label's signed line; raises MalformedSigned."""
-    unverified = dsse.parse(
-        label.removesuffix(b"\n"), payload_type=PAYLOAD_TYPE, where="label", max_bytes=MAX_LABEL_BYTES
-    )
-    return entry("seal", hashlib.sha256(unverified.payload).hexdigest())
+    return _entry(parse_label(label)[0])
 
 
 def check_inclusion(proof: bytes, *, label: bytes, roster: TrustedRoster, now: datetime) -> Inclusion:
@@ -43,8 +40,8 @@ def check_inclusion(proof: bytes, *, label: bytes, roster: TrustedRoster, now: d
         NoteMalformed, CheckpointRefused, NotALog, LogProofRefused; UnknownMember, MemberNotActive.
     Proved by: tests/attacks/test_logged_organs.py
     """
-    signed = check_proof(proof, entry=label_entry(label), roster=roster, now=now)
-    issued = read_unverified(label).issued
+    unverified, claimed = parse_label(label)
+    signed, issued = check_proof(proof, entry=_entry(unverified), roster=roster, now=now), claimed.issued
     if issued - signed.issued > CLOCK_SKEW:
         raise LogProofRefused(
             where="log proof", expected=f"a checkpoint after {canonical.format_time(issued)}, when the label was made",
@@ -53,3 +50,7 @@ def check_inclusion(proof: bytes, *, label: bytes, roster: TrustedRoster, now: d
     return Inclusion(
         index=read_proof(proof).index, tree_size=signed.size, origin=signed.origin, time=signed.issued
     )  # fmt: skip
+
+
+def _entry(unverified: dsse.Unverified) -> bytes:
+    return entry("seal", hashlib.sha256(unverified.payload).hexdigest())
