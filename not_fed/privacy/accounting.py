@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from not_fed.errors import BudgetError, InputError
 
@@ -26,6 +26,7 @@ TICKS = 10_000  # noise multipliers have four decimals
 LEAST_NOISE, MOST_NOISE = 0.2, 10_000.0  # below, no guarantee is left to state; above, nothing is learnt
 WEAKEST_EPSILON = 10.0
 
+Unit = Literal["record", "person"]
 Mechanisms = tuple[tuple[float, float, int], ...]  # (sample_rate, noise_multiplier, steps) each
 
 
@@ -75,19 +76,37 @@ class Epsilon:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NoisedRelease:
+    """A number computed from the private records that is let out once in each run, with Gaussian noise.
+
+    Attributes:
+        name: which number, such as `mean_loss`.
+        noise_multiplier: standard deviation of its noise over its sensitivity to one unit of privacy.
+    """
+
+    name: str
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        _require_number("release, noise_multiplier", self.noise_multiplier, least=LEAST_NOISE, most=MOST_NOISE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DpPlan:
     """All that epsilon depends on, fixed before the first step and never derived from the records.
 
     Args:
-        sample_rate: the chance of each record to join a step, independently of the others and of other steps (Poisson).
+        sample_rate: the chance of each unit to join a step, independently of the others and of other steps (Poisson).
         steps: noisy steps of one run; an empty sample is a step too.
         noise_multiplier: standard deviation of the noise over `max_grad_norm`.
-        max_grad_norm: the clip, an L2 norm over all trained parameters of one record's gradient.
+        max_grad_norm: the clip, an L2 norm over all trained parameters of one unit's gradient.
         divisor: what the noisy sum is divided by; the batch size one hopes for, never the one that was drawn.
-        delta: below one over the number of records.
+        delta: below one over the number of units.
         runs: how many times the steps are run in all, such as a federation's rounds. Every epsilon covers all of them.
-        unit: what neighbouring data sets differ by. Only one record so far: more would need one clip per person.
-        adjacency: neighbouring data sets differ by one record added or removed.
+        unit: what neighbouring data sets differ by: one record, or one person with all of their records.
+        records_per_person: how many records of a person join a step at most; 1 where the unit is the record.
+        releases: numbers that leave with noise, once in each run; epsilon covers them too.
+        adjacency: neighbouring data sets differ by one unit added or removed.
     Raises:
         BadPlan: any of it is not a number of the right kind and range.
     """
@@ -99,7 +118,9 @@ class DpPlan:
     divisor: float
     delta: float
     runs: int = 1
-    unit: Literal["record"] = "record"
+    unit: Unit = "record"
+    records_per_person: int = 1
+    releases: tuple[NoisedRelease, ...] = ()
     adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
 
     def __post_init__(self) -> None:
@@ -110,8 +131,16 @@ class DpPlan:
         _require_number("max_grad_norm", self.max_grad_norm, least=1e-6, most=1e6)
         _require_number("divisor", self.divisor, above=0.0, most=1e12)
         _require_number("delta", self.delta, least=1e-12, most=1e-2)
-        _require_word("unit", self.unit, only="record")
-        _require_word("adjacency", self.adjacency, only="add_or_remove_one")
+        _require_word("unit", self.unit, allowed=get_args(Unit))
+        _require_word("adjacency", self.adjacency, allowed=("add_or_remove_one",))
+        _require_count("records_per_person", self.records_per_person)
+        if self.unit == "record" and self.records_per_person != 1:
+            raise BadPlan(
+                where="plan, field records_per_person",
+                expected="1 where the unit of privacy is the record",
+                got=str(self.records_per_person),
+                hint="name the column that holds the person; nothing was trained or spent",
+            )
 
     def epsilon(self) -> Epsilon:
         """What all `runs` of the plan cost together.
@@ -134,6 +163,7 @@ class DpPlan:
             "epsilon": self.epsilon().value,
             "delta": self.delta,
             "unit": self.unit,
+            "records_per_person": self.records_per_person,
             "adjacency": self.adjacency,
             "accountant": accountant(),
             "sample_rate": self.sample_rate,
@@ -143,6 +173,7 @@ class DpPlan:
             "max_grad_norm": self.max_grad_norm,
             "divisor": self.divisor,
             "noise_added_at": "site",
+            "releases": [{"name": one.name, "noise_multiplier": one.noise_multiplier} for one in self.releases],
         }
 
 
@@ -182,7 +213,7 @@ def compose(plans: Sequence[DpPlan], *, delta: float | None = None) -> Epsilon:
         )
     chosen = named[0] if delta is None else delta
     _require_number("delta", chosen, least=1e-12, most=1e-2)
-    value = _pld_epsilon(_mechanisms(plans), delta=chosen, grid=GRID)
+    value = _pld_epsilon(mechanisms_of(plans), delta=chosen, grid=GRID)
     return Epsilon(value=value, delta=chosen, unit=plans[0].unit, noise_added_at="site")
 
 
@@ -195,6 +226,9 @@ def plan_dp(
     max_grad_norm: float,
     divisor: float,
     runs: int = 1,
+    unit: Unit = "record",
+    records_per_person: int = 1,
+    releases: tuple[NoisedRelease, ...] = (),
     allow_weak: bool = False,
 ) -> DpPlan:
     """The plan with the least noise whose `runs` runs together cost at most `epsilon`.
@@ -225,12 +259,13 @@ def plan_dp(
             divisor=divisor,
             delta=delta,
             runs=runs,
+            unit=unit,
+            records_per_person=records_per_person,
+            releases=releases,
         )
 
-    mechanisms = functools.partial(_with_noise, _mechanisms([plan_with(1.0)]))
-
     def enough(grid: float, ticks: int) -> bool:
-        return _pld_epsilon(mechanisms(_noise(ticks)), delta=delta, grid=grid) <= epsilon
+        return _pld_epsilon(mechanisms_of([plan_with(_noise(ticks))]), delta=delta, grid=grid) <= epsilon
 
     return plan_with(_noise(_least_ticks(enough, epsilon=epsilon)))
 
@@ -274,15 +309,13 @@ def _noise(ticks: int) -> float:
     return ticks / TICKS
 
 
-def _with_noise(mechanisms: Mechanisms, noise: float) -> Mechanisms:
-    return tuple((sample_rate, noise, steps) for sample_rate, _, steps in mechanisms)
-
-
-def _mechanisms(plans: Sequence[DpPlan]) -> Mechanisms:
+def mechanisms_of(plans: Sequence[DpPlan]) -> Mechanisms:
     """Equal mechanisms merged and sorted, so that any order gives the same number to the last digit."""
     steps: Counter[tuple[float, float]] = Counter()
     for plan in plans:
         steps[float(plan.sample_rate), float(plan.noise_multiplier)] += plan.steps * plan.runs
+        for release in plan.releases:
+            steps[1.0, float(release.noise_multiplier)] += plan.runs
     return tuple((sample_rate, noise, count) for (sample_rate, noise), count in sorted(steps.items()))
 
 
@@ -331,11 +364,11 @@ def _require_count(field: str, value: object) -> None:
         )
 
 
-def _require_word(field: str, value: object, *, only: str) -> None:
-    if value != only:
+def _require_word(field: str, value: object, *, allowed: Sequence[str]) -> None:
+    if value not in allowed:
         raise BadPlan(
             where=f"plan, field {field}",
-            expected=only,
+            expected=" or ".join(allowed),
             got=value if isinstance(value, str) else type(value).__name__,
-            hint="the engine clips once per record and accounts for no other promise",
+            hint="the engine clips once per unit and accounts for no other promise",
         )
