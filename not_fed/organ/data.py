@@ -5,13 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from not_fed import files
 from not_fed.errors import InputError
 
 MAX_DATA_BYTES = 64 << 30
+PERSON_FIELDS = (  # names of fields that hold a person's id, letters and digits alone; the first that is there counts
+    "patientid", "patient", "personid", "person", "subjectid", "userid", "clientid", "customerid", "accountid", "mrn",
+)  # fmt: skip
 
 
 class BadRecord(InputError):
@@ -20,23 +27,84 @@ class BadRecord(InputError):
     code = "bad-record"
 
 
+class NoPerson(BadRecord):
+    """A record does not say whom it is about."""
+
+    code = "no-person"
+
+
 class NoRecords(InputError):
     """The data file holds no records."""
 
     code = "no-records"
 
 
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What a site trains on: texts, and whom they are about where the unit of privacy is the person.
+
+    Attributes:
+        texts: one a record, in the file's order.
+        people: who each text is about, one id a record; None where the unit is the record.
+        person_field: the field that `people` came from, or None.
+        most_of_a_person: how many records the person with most of them has, as far as the file has a field that names
+            people, whatever the unit; 1 where it has none.
+    """
+
+    texts: tuple[str, ...] = field(repr=False)
+    people: tuple[str, ...] | None = field(default=None, repr=False)
+    person_field: str | None = None
+    most_of_a_person: int = 1
+
+    @property
+    def unit(self) -> Literal["record", "person"]:
+        """The unit of privacy that these records were read for."""
+        return "record" if self.people is None else "person"
+
+
 def read_records(path: Path, *, text_field: str = "text") -> list[str]:
-    """All records of a file, in order.
+    """The texts of all records of a file, in order; whom they are about is not looked at.
+
+    Args and errors: as `read_data`.
+    """
+    return [text for _, text, _ in _read(path, text_field, lambda _: False)]
+
+
+def read_data(path: Path, *, text_field: str = "text", unit: str | None = None) -> Records:
+    """All records of a file, in order, with the people they are about where the unit of privacy is the person.
 
     Args:
         path: .jsonl, .txt, .csv or .parquet; the suffix decides.
         text_field: key or column that holds the text; a .txt file has no fields.
+        unit: `record`, or the field that names the person. Without it a field that is known to name people, such as
+            `patient_id`, makes it the person.
     Raises:
         NotAFile: no such file, or not a plain one.
         BadRecord: a broken line, a missing field, or a value that is not text; says file and line.
+        NoPerson: a record does not say whom it is about; says file and line.
         NoRecords: an empty file.
+    Guarantees: an error names file, line and field, never a value. Ids are compared as text without surrounding space:
+        7 and "7" are one person.
+    Proved by: tests/unit/test_data.py::test_people_are_read_from_every_format_and_a_known_field_makes_them_the_unit
     """
+    rows = list(_read(path, text_field, lambda name: name == unit if unit not in (None, "record") else _known(name)))
+    texts = tuple(text for _, text, _ in rows)
+    person_field = _person_field([fields for _, _, fields in rows]) if unit in (None, "record") else unit
+    if unit == "record" and person_field is not None:
+        named = Counter(_person(fields.get(person_field)) for _, _, fields in rows)
+        return Records(texts, most_of_a_person=max([count for person, count in named.items() if person], default=1))
+    if person_field is None:
+        return Records(texts)
+    people = tuple(_require_person(fields.get(person_field), path, number, person_field) for number, _, fields in rows)
+    return Records(texts, people, person_field, max(Counter(people).values()))
+
+
+Fields = Mapping[str, object]
+Wanted = Callable[[str], bool]
+
+
+def _read(path: Path, text_field: str, wanted: Wanted) -> Iterator[tuple[int, str, Fields]]:
+    """Line, text and the wanted fields of each record."""
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise BadRecord(
@@ -45,13 +113,19 @@ def read_records(path: Path, *, text_field: str = "text") -> list[str]:
             got=path.suffix or "no suffix",
             hint="rename or convert the file",
         )
-    records = list(reader(path, text_field))
-    if not records:
+    found = False
+    for number, row in reader(path, text_field, wanted):
+        found = True
+        yield (
+            number,
+            _text(row.get(text_field), path, number, text_field),
+            {name: value for name, value in row.items() if name is not None and wanted(name)},
+        )
+    if not found:
         raise NoRecords(where=str(path), expected="at least one record", got="none", hint="check the path")
-    return records
 
 
-def _jsonl(path: Path, text_field: str) -> Iterator[str]:
+def _jsonl(path: Path, _field: str, _wanted: Wanted) -> Iterator[tuple[int, Fields]]:
     for number, line in _lines(path):
         try:
             value = json.loads(line)
@@ -59,27 +133,27 @@ def _jsonl(path: Path, text_field: str) -> Iterator[str]:
             raise _bad(path, number, "one JSON object", "something that is not JSON") from None
         if not isinstance(value, dict):
             raise _bad(path, number, "one JSON object", f"a JSON {type(value).__name__}")
-        yield _text(value.get(text_field), path, number, text_field)
+        yield number, value
 
 
-def _txt(path: Path, _: str) -> Iterator[str]:
-    for _number, line in _lines(path):
-        yield line
+def _txt(path: Path, text_field: str, _wanted: Wanted) -> Iterator[tuple[int, Fields]]:
+    for number, line in _lines(path):
+        yield number, {text_field: line}
 
 
-def _csv(path: Path, text_field: str) -> Iterator[str]:
+def _csv(path: Path, text_field: str, _wanted: Wanted) -> Iterator[tuple[int, Fields]]:
     text = "".join(line + "\n" for _, line in _lines(path, keep_blank=True))
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         if text_field not in (reader.fieldnames or []):
             raise _bad(path, 1, f"a column named {text_field}", f"{len(reader.fieldnames or [])} other columns")
         for row in reader:
-            yield _text(row.get(text_field), path, reader.line_num, text_field)
+            yield reader.line_num, row
     except csv.Error:
         raise _bad(path, reader.reader.line_num, "comma-separated values", "a broken row") from None
 
 
-def _parquet(path: Path, text_field: str) -> Iterator[str]:
+def _parquet(path: Path, text_field: str, wanted: Wanted) -> Iterator[tuple[int, Fields]]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -93,23 +167,61 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
     with files.open_regular(path) as stream:
         try:
             table = parquet.ParquetFile(stream)
-            if text_field not in table.schema_arrow.names:
-                raise _bad(path, 0, f"a column named {text_field}", f"{len(table.schema_arrow.names)} other columns")
+            names = table.schema_arrow.names
+            if text_field not in names:
+                raise _bad(path, 0, f"a column named {text_field}", f"{len(names)} other columns")
             number = 0
-            for batch in table.iter_batches(columns=[text_field]):
-                for value in batch.column(0).to_pylist():
+            for batch in table.iter_batches(columns=[name for name in names if name == text_field or wanted(name)]):
+                for row in batch.to_pylist():
                     number += 1
-                    yield _text(value, path, number, text_field)
+                    yield number, row
         except pyarrow.ArrowException:
             raise _bad(path, 0, "a Parquet file", "something else") from None
 
 
-_READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
+_READERS: dict[str, Callable[[Path, str, Wanted], Iterator[tuple[int, Fields]]]] = {
     ".jsonl": _jsonl,
     ".txt": _txt,
     ".csv": _csv,
     ".parquet": _parquet,
 }
+
+
+def _known(name: str) -> bool:
+    """Whether a field's name says that it names people: `patient_id`, `PatientID` and `patient id` are one name."""
+    return _plain(name) in PERSON_FIELDS
+
+
+def _plain(name: str) -> str:
+    return "".join(char for char in name.lower() if char.isalnum())
+
+
+def _person_field(rows: Sequence[Fields]) -> str | None:
+    """The known field that has a value anywhere; of several, the one that stands first in `PERSON_FIELDS`."""
+    present = {name for fields in rows for name, value in fields.items() if value not in (None, "")}
+    return min(present, key=lambda name: (PERSON_FIELDS.index(_plain(name)), name), default=None)
+
+
+def _person(value: object) -> str | None:
+    """An id as text; None for what is no id."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # whole numbers become floats where a table has gaps
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        return None
+    return unicodedata.normalize("NFC", str(value)).strip() or None
+
+
+def _require_person(value: object, path: Path, number: int, person_field: str) -> str:
+    person = _person(value)
+    if person is None:
+        empty = value is None or (isinstance(value, str) and not value.strip())
+        raise NoPerson(
+            where=f"{path}, line {number}",
+            expected=f"whom the record is about, as text or a whole number, in the field {person_field}",
+            got="nothing" if empty else f"a {type(value).__name__}",
+            hint="mend the record, or name the field that has people's ids with --unit",
+        )
+    return person
 
 
 def _lines(path: Path, *, keep_blank: bool = False) -> Iterator[tuple[int, str]]:

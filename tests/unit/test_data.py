@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from not_fed.errors import InputError
 from not_fed.files import NotAFile
-from not_fed.organ.data import BadRecord, NoRecords, read_records
+from not_fed.organ.data import BadRecord, NoPerson, NoRecords, Records, read_data, read_records
 
 SECRET = "patient 42"
 
@@ -86,3 +86,78 @@ def test_files_of_unknown_kind_and_links_are_refused(tmp_path: Path) -> None:
         read_records(tmp_path / "link.txt")
     with pytest.raises(NotAFile):
         read_records(tmp_path / "missing.txt")
+
+
+def test_people_are_read_from_every_format_and_a_known_field_makes_them_the_unit(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": ["a", "b", "c"], "patient_id": [7, 12, 7], "ward": ["x", "y", "z"]})
+    parquet.write_table(table, tmp_path / "d.parquet")
+    files = [
+        written(
+            tmp_path,
+            "d.jsonl",
+            '{"text": "a", "patient_id": 7}\n{"text": "b", "patient_id": "12"}\n{"text": "c", "patient_id": " 7 "}\n',
+        ),
+        written(tmp_path, "d.csv", "patient_id,text,ward\n7,a,x\n12,b,y\n7,c,z\n"),
+        tmp_path / "d.parquet",
+    ]
+    expected = Records(("a", "b", "c"), ("7", "12", "7"), "patient_id", 2)
+    for file in files:
+        assert read_data(file) == expected, file.suffix
+        assert read_data(file, unit="patient_id") == expected, file.suffix
+        assert read_data(file, unit="record") == Records(("a", "b", "c"), most_of_a_person=2), file.suffix
+    assert (expected.unit, Records(("a",)).unit) == ("person", "record")
+
+
+def test_any_field_can_be_named_as_the_person_and_without_one_the_unit_is_the_record(tmp_path: Path) -> None:
+    file = written(tmp_path, "d.csv", "text,ward\na,x\nb,x\n")
+    assert read_data(file) == Records(("a", "b"))
+    assert read_data(file, unit="ward") == Records(("a", "b"), ("x", "x"), "ward", 2)
+    assert read_data(written(tmp_path, "d.txt", "a\nb\n")) == Records(("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "name", ["patient_id", "Patient ID", "patientId", "patient", "person_id", "subject_id", "user_id", "MRN"]
+)
+def test_the_usual_names_of_a_persons_field_are_known_however_they_are_written(tmp_path: Path, name: str) -> None:
+    assert read_data(written(tmp_path, "d.csv", f"text,{name}\na,1\n")).person_field == name
+
+
+def test_of_two_known_fields_the_patients_counts_and_an_empty_one_does_not(tmp_path: Path) -> None:
+    both = written(tmp_path, "both.csv", "user_id,patient_id,text\nu1,p1,a\nu2,p1,b\n")
+    assert read_data(both).people == ("p1", "p1")
+    empty = written(tmp_path, "empty.csv", "patient_id,text\n,a\n,b\n")
+    assert read_data(empty).unit == "record"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("d.jsonl", f'{{"text": "a", "patient_id": "{SECRET}"}}\n\n{{"text": "b"}}\n', 3),
+        ("d.jsonl", f'{{"text": "a", "patient_id": 1}}\n{{"text": "b", "patient_id": ["{SECRET}"]}}\n', 2),
+        ("d.jsonl", '{"text": "a", "patient_id": 1.5}\n', 1),
+        ("d.jsonl", '{"text": "a", "patient_id": true}\n', 1),
+        ("d.csv", f"text,patient_id\na,{SECRET}\nb, \n", 3),
+    ],
+)
+def test_a_record_without_its_person_is_named_by_file_and_line_and_never_quoted(
+    tmp_path: Path, name: str, content: str, line: int
+) -> None:
+    with pytest.raises(NoPerson) as caught:
+        read_data(written(tmp_path, name, content))
+    assert caught.value.where == f"{tmp_path / name}, line {line}"
+    assert SECRET not in str(vars(caught.value))
+
+
+def test_a_named_field_that_is_not_there_is_an_error_and_not_another_unit(tmp_path: Path) -> None:
+    with pytest.raises(NoPerson):
+        read_data(written(tmp_path, "d.csv", "text,patient_id\na,1\n"), unit="doctor")
+    with pytest.raises(NoPerson):
+        read_data(written(tmp_path, "d.txt", "a\n"), unit="patient_id")
+
+
+def test_texts_alone_can_be_read_from_a_file_with_a_broken_persons_field(tmp_path: Path) -> None:
+    assert read_records(written(tmp_path, "d.csv", "text,patient_id\na,1\nb,\n")) == ["a", "b"]
+
+
+def test_records_do_not_print_their_texts_or_people() -> None:
+    assert SECRET not in repr(Records((SECRET,), (SECRET,), "patient_id", 1))
