@@ -13,6 +13,7 @@ from not_fed.cli.output import say
 
 if TYPE_CHECKING:
     from not_fed.envelope import Delivery, Expectation, Inclusion, Passport, SeenWaybills
+    from not_fed.envelope.claims import Release
     from not_fed.envelope.policy import Demand
     from not_fed.trust.roster import TrustedRoster
 
@@ -84,14 +85,19 @@ def passport_facts(passport: Passport | None) -> dict[str, Any]:
     if passport is None:
         return dict.fromkeys(
             ("organ_sha256", "base_sha256", "span", "family", "size_bytes", "created", "epsilon", "delta", "unit",
-             "audit")
+             "neighbouring", "records_per_person", "audit", "audit_contradicts", "releases", "ledger_head")
         )  # fmt: skip
-    claim = passport.dp
+    claim, audit = passport.dp, passport.audit
     return {
         "organ_sha256": passport.organ_sha256, "base_sha256": passport.base_sha256, "span": list(passport.span),
         "family": passport.family, "size_bytes": passport.organ_size_bytes, "created": format_time(passport.created),
         "epsilon": claim.epsilon if claim else None, "delta": claim.delta if claim else None,
-        "unit": claim.unit if claim else None, "audit": passport.audit.model_dump() if passport.audit else None,
+        "unit": claim.unit if claim else None, "neighbouring": claim.mechanism.adjacency if claim else None,
+        "records_per_person": claim.mechanism.records_per_person if claim else None,
+        "audit": audit.model_dump(exclude_none=True) if audit else None,
+        "audit_contradicts": audit.contradicts(claim) if audit else None,
+        "releases": [release.model_dump(exclude_none=True) for release in passport.releases],
+        "ledger_head": passport.ledger_head,
     }  # fmt: skip
 
 
@@ -128,12 +134,9 @@ def passport_lines(passport: Passport, roster: TrustedRoster) -> list[tuple[str,
         ("digest", passport.organ_sha256),
         ("base", passport.base_sha256),
         ("privacy", privacy_words(passport)),
-        (
-            "audit",
-            f"{audit.method}: epsilon at least {audit.epsilon_lower_bound:.2f} at {audit.confidence:.0%} confidence, "
-            f"{audit.canaries:,} canaries; by the author's word" if audit else "none",
-        ),
-    ]  # fmt: skip
+        ("audit", f"{audit.words(passport.dp)}; by the author's word" if audit else "none"),
+        *([("numbers", release_words(passport))] if passport.releases else []),
+    ]
 
 
 def trust_lines(
@@ -157,4 +160,17 @@ def privacy_words(passport: Passport) -> str:
     claim = passport.dp
     if claim is None:
         return "no differential privacy claimed"
-    return f"epsilon {claim.epsilon:.2f} at delta {claim.delta:g}, per {claim.unit}; claimed, not proved"
+    most = claim.mechanism.records_per_person
+    cap = f", at most {most} of their records in a step" if claim.unit == "person" else ""
+    return f"{claim}{cap}; claimed, not proved"
+
+
+def release_words(passport: Passport) -> str:
+    """Each number about the private records that left with the organ, and how."""
+
+    def how(release: Release) -> str:
+        if release.how == "public":
+            return "without noise, public by decision"
+        return f"with noise multiplier {release.noise_multiplier:g}, in epsilon"
+
+    return "; ".join(f"{release.name} {release.value:.4g} ({how(release)})" for release in passport.releases)

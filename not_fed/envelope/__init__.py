@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from not_fed.envelope.checks import Expectation
+    from not_fed.envelope.claims import DpClaim, Mechanism
     from not_fed.envelope.delivery import Delivery, find_delivery
     from not_fed.envelope.label import Label, check_label, label_path
     from not_fed.envelope.logged import Inclusion
     from not_fed.envelope.open import Opened, Verified, open_organ, passport_path, verify_sealed
-    from not_fed.envelope.passport import DpClaim, Mechanism, Passport, issue_passport, new_passport, read_passport
+    from not_fed.envelope.passport import Passport, issue_passport, new_passport, read_passport
     from not_fed.envelope.policy import ImportPolicy, load_import_policy
     from not_fed.envelope.seal import Sealed, seal_organ
     from not_fed.envelope.seen import DiskSeen, MemorySeen, SeenWaybills
@@ -33,7 +34,8 @@ _HOMES = {
     "label": ("Label", "check_label", "label_path"),
     "logged": ("Inclusion",),
     "open": ("Opened", "Verified", "open_organ", "passport_path", "verify_sealed"),
-    "passport": ("DpClaim", "Mechanism", "Passport", "issue_passport", "new_passport", "read_passport"),
+    "claims": ("DpClaim", "Mechanism"),
+    "passport": ("Passport", "issue_passport", "new_passport", "read_passport"),
     "policy": ("ImportPolicy", "load_import_policy"),
     "seal": ("Sealed", "seal_organ"),
     "seen": ("DiskSeen", "MemorySeen", "SeenWaybills"),

@@ -9,8 +9,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from not_fed.envelope.claims import Count
 from not_fed.envelope.dsse import Moment, Name, Sha256, Statement, check_validity, parse_statement, sign_statement
-from not_fed.envelope.passport import Count, Round
+from not_fed.envelope.passport import Round
 from not_fed.envelope.waybill import MAX_RECIPIENTS
 from not_fed.errors import TrustError
 from not_fed.keys import dsse

@@ -21,6 +21,7 @@ from not_fed import files
 from not_fed.age import BadContainer, StreamReader
 from not_fed.age.stream import BLOCK_BYTES, Sink
 from not_fed.envelope.checks import Checked, Expectation, OtherFederation, OtherRound, check_container
+from not_fed.envelope.claims import DpClaim
 from not_fed.envelope.digest import BackgroundDigest
 from not_fed.envelope.finite import Peaks, ReadAt, check_weights
 from not_fed.envelope.frame import MAX_SEALED_BYTES, READ_BYTES
@@ -28,7 +29,7 @@ from not_fed.envelope.header import BadTensorHeader, Readable, TensorHeader, che
 from not_fed.envelope.label import read_label
 from not_fed.envelope.logged import Inclusion, check_inclusion
 from not_fed.envelope.manifest import NotAnOrgan, read_manifest
-from not_fed.envelope.passport import DpClaim, Passport
+from not_fed.envelope.passport import Passport
 from not_fed.envelope.policy import Demand, refuse_unseen
 from not_fed.envelope.seen import SeenWaybills
 from not_fed.errors import TrustError

@@ -16,9 +16,21 @@ from pydantic import ConfigDict, Field, StringConstraints, ValidationError, mode
 
 from not_fed import canonical, files
 from not_fed.envelope import manifest as manifests
+from not_fed.envelope.claims import (
+    MAX_RELEASES,
+    AuditResult,
+    BadClaim,
+    Count,
+    DpClaim,
+    Number,
+    NumberName,
+    Release,
+    check_releases,
+    ledger_head_from_training,
+    releases_from_training,
+)
 from not_fed.envelope.dsse import MalformedSigned, Moment, Name, NewerFormat, Sha256, Stale, Statement
 from not_fed.envelope.header import check_organ_header
-from not_fed.errors import InputError
 from not_fed.keys import dsse
 from not_fed.keys.signing import Signer
 from not_fed.trust.members import CLOCK_SKEW, TrustedRoster
@@ -29,89 +41,19 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 MAX_PASSPORT_BYTES = 1 << 20
 AUTHOR_ROLES = ("author", "aggregator")
 
-Positive = Annotated[float, Field(gt=0, le=1e12)]
-Count = Annotated[int, Field(ge=1, le=1 << 40)]
 MAX_ROUND = 1 << 31
 Round = Annotated[int, Field(ge=0, le=MAX_ROUND)]
-ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\z")]
-Metric = Annotated[float, Field(ge=-1e30, le=1e30)]
-
-
-class BadClaim(InputError):
-    """A passport was asked to say what it cannot say."""
-
-    code = "bad-claim"
-
-
-class Mechanism(Statement):
-    """All that epsilon was computed from, so that anybody can compute it again."""
-
-    sample_rate: Annotated[float, Field(gt=0, le=1)]
-    steps: Count
-    noise_multiplier: Positive
-    max_grad_norm: Positive
-    divisor: Positive
-    runs: Count = 1
-    adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
-    noise_added_at: Literal["site", "coordinator"] = "site"
-
-
-class DpClaim(Statement):
-    """Epsilon, never without its delta, its unit and its mechanism."""
-
-    epsilon: Positive
-    delta: Annotated[float, Field(gt=0, lt=1)]
-    unit: Literal["record", "person"]
-    accountant: ShortText
-    mechanism: Mechanism
-
-    @classmethod
-    def from_training(cls, training: Mapping[str, Any] | None) -> Self | None:
-        """The claim in a manifest's training summary (flat, under `dp`), or None; raises BadClaim."""
-        flat = (training or {}).get("dp")
-        if flat is None:
-            return None
-        try:
-            mechanism = {name: flat[name] for name in Mechanism.model_fields if name in flat}
-            own = {name: flat[name] for name in cls.model_fields if name in flat}
-            return cls.model_validate({**own, "mechanism": mechanism})
-        except (ValidationError, TypeError, AttributeError):
-            raise BadClaim(
-                where="organ, manifest, training.dp", expected="epsilon, delta, unit, accountant and the mechanism",
-                got="something else", hint="the organ comes from another version; train it again",
-            ) from None  # fmt: skip
-
-
-class AuditResult(Statement):
-    """What an attack on the real training found, to stand beside the claim. It is the author's word, as the claim is.
-
-    Attributes:
-        method: which attack, such as "one-run audit, Steinke et al. 2023".
-        epsilon_lower_bound: the training cannot have had a smaller epsilon, at this confidence.
-        canaries: how many inserted examples the attack had to tell apart.
-    """
-
-    method: ShortText
-    epsilon_lower_bound: Annotated[float, Field(ge=0, le=1e12)]
-    confidence: Annotated[float, Field(gt=0, lt=1)]
-    canaries: Count
-
-    @classmethod
-    def from_training(cls, training: Mapping[str, Any] | None) -> Self | None:
-        """The audit in a manifest's training summary (under `audit`), or None; raises BadClaim."""
-        found = (training or {}).get("audit")
-        try:
-            return None if found is None else cls.model_validate(found)
-        except ValidationError:
-            raise BadClaim(
-                where="organ, manifest, training.audit", expected="method, epsilon_lower_bound, confidence, canaries",
-                got="something else", hint="the organ comes from another version; audit it again",
-            ) from None  # fmt: skip
 
 
 class Passport(Statement):
-    """What the author claims. Unknown fields are ignored, here alone, as in-toto asks of consumers."""
+    """What the author claims. Unknown fields are ignored, here alone, as in-toto asks of consumers.
+
+    Attributes:
+        metrics: numbers measured on text that is nobody's secret.
+        releases: every number computed from the private records that left beside the organ, and how.
+        ledger_head: the newest row of the author's privacy ledger when the organ was made; an older ledger that is put
+            back does not have it.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
@@ -126,7 +68,9 @@ class Passport(Statement):
     parents: Annotated[tuple[Sha256, ...], Field(max_length=4096)] = ()
     dp: DpClaim | None
     audit: AuditResult | None = None
-    metrics: Annotated[dict[MetricName, Metric], Field(max_length=64)]
+    metrics: Annotated[dict[NumberName, Number], Field(max_length=64)]
+    releases: Annotated[tuple[Release, ...], Field(max_length=MAX_RELEASES)] = ()
+    ledger_head: Sha256 | None = None
     created: Moment
     sharing: Literal["addressees", "federation"]
     salt: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}\z")]
@@ -136,6 +80,11 @@ class Passport(Statement):
     def _span_has_layers(self) -> Self:
         if self.span[0] >= self.span[1]:
             raise ValueError("a span of at least one layer")
+        return self
+
+    @model_validator(mode="after")
+    def _noise_is_charged(self) -> Self:
+        check_releases(self.releases, self.dp)
         return self
 
     def to_payload(self) -> bytes:
@@ -166,14 +115,16 @@ class _InToto(Statement):
 
 def new_passport(
     organ: Path, *, author: str, federation: str, round_number: int, now: datetime,
-    metrics: Mapping[str, float] | None = None, sharing: Literal["addressees", "federation"] = "addressees",
-    organ_sha256: str | None = None,
+    metrics: Mapping[str, float] | None = None, public: Mapping[str, float] | None = None,
+    sharing: Literal["addressees", "federation"] = "addressees", organ_sha256: str | None = None,
 ) -> Passport:  # fmt: skip
     """A passport for an organ file, unsigned, from what its own manifest says.
 
     Args:
         round_number: 0 outside of a federation's rounds.
-        metrics: what the author measured; numbers that the site's policy lets out.
+        metrics: what the author measured on text that is nobody's secret.
+        public: numbers computed from the private records that the site's policy names as public. Those with noise
+            come from the manifest, as claim, audit and ledger head do.
         sharing: whether a recipient may pass it on within the federation, or only the addressees may have it.
         organ_sha256: the file's digest when the caller has just computed it.
     Raises:
@@ -188,15 +139,21 @@ def new_passport(
             author=author, federation=federation, round=round_number, organ_sha256=organ_sha256 or files.sha256(organ),
             organ_size_bytes=size_bytes, base_sha256=manifest.base_sha256, span=manifest.span, family=manifest.family,
             parents=tuple(manifest.parents), dp=DpClaim.from_training(manifest.training),
-            audit=AuditResult.from_training(manifest.training), metrics=dict(metrics or {}), created=now,
-            sharing=sharing, salt=secrets.token_hex(16),
+            audit=AuditResult.from_training(manifest.training), metrics=dict(metrics or {}),
+            releases=releases_from_training(manifest.training) + _public(public or {}),
+            ledger_head=ledger_head_from_training(manifest.training), created=now, sharing=sharing,
+            salt=secrets.token_hex(16),
         )  # fmt: skip
     except ValidationError as error:
-        field = error.errors(include_input=False)[0]["loc"][0]
+        field = next(iter(error.errors(include_input=False)[0]["loc"]), "releases")
         raise BadClaim(
             where=f"passport, field {field}", expected="what docs/format.md allows", got="something else",
             hint="names are plain, rounds small whole numbers, metrics finite",
         ) from None  # fmt: skip
+
+
+def _public(numbers: Mapping[str, float]) -> tuple[Release, ...]:
+    return tuple(Release(name=name, value=float(value), how="public") for name, value in sorted(numbers.items()))
 
 
 def issue_passport(passport: Passport, *, signer: Signer) -> bytes:

@@ -15,6 +15,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from not_fed import settings
+from not_fed.envelope.claims import DpClaim
 from not_fed.envelope.logged import Inclusion
 from not_fed.envelope.passport import Passport
 from not_fed.errors import BudgetError, NotFedError, TrustError
@@ -76,6 +77,24 @@ class AuditMissing(BudgetError):
     code = "demand-audit"
 
 
+class AuditContradicts(BudgetError):
+    """The audit beside the privacy claim contradicts it."""
+
+    code = "demand-audit-contradicts"
+
+
+class TooManyPerPerson(BudgetError):
+    """More records of one person may have joined a step than the import policy allows."""
+
+    code = "demand-records-per-person"
+
+
+class ReleaseRefused(BudgetError):
+    """A number about the private records left without noise, and the import policy does not allow it."""
+
+    code = "demand-releases"
+
+
 class BaseRefused(BudgetError):
     """The import policy does not list the base that this organ was cut from."""
 
@@ -103,7 +122,9 @@ class ImportPolicy(Settings):
     Attributes:
         authors, senders: names on the roster that may have made it, and sent it.
         max_epsilon, max_delta, units: what the privacy claim must be at most, and what it must protect.
-        audit: whether an audit must stand beside the claim.
+        max_records_per_person: how many records of one person may join a step at most.
+        audit: whether an audit must stand beside the claim. One that contradicts the claim never meets it.
+        releases: whether numbers about the private records may have left as public, or with noise only.
         bases: digests of the base models it may be cut from. families, spans: likewise.
         max_age_days: since the passport was made.
         log_proof: whether a proof must show that its label is in the federation's log.
@@ -114,7 +135,9 @@ class ImportPolicy(Settings):
     max_epsilon: Positive | None = None
     max_delta: Positive | None = None
     units: list[Literal["record", "person"]] | None = None
+    max_records_per_person: Annotated[int, Field(ge=1)] | None = None
     audit: Literal["required", "optional"] = "optional"
+    releases: Literal["noised", "any"] = "any"
     bases: list[Sha256] | None = None
     families: list[str] | None = None
     spans: list[Pair] | None = None
@@ -153,7 +176,8 @@ def check_demands(
         the demands, all met.
     Raises:
         AuthorNotAccepted, SenderNotAccepted, TooOld, LogProofMissing (exit 6); EpsilonRefused, DeltaRefused,
-        UnitRefused, AuditMissing, BaseRefused, SpanRefused, FamilyRefused (exit 7): the first that is not met.
+        UnitRefused, TooManyPerPerson, AuditMissing, AuditContradicts, ReleaseRefused, BaseRefused, SpanRefused,
+        FamilyRefused (exit 7): the first that is not met.
     Proved by: tests/attacks/test_import_policy.py
     """
     demands = tuple(
@@ -217,18 +241,45 @@ def _privacy(policy: ImportPolicy, passport: Passport) -> Iterator[Demand]:
             got = "no differential privacy" if value is None else f"{name} {value:g}"
             met = value is not None and value <= limit
             yield Demand(field=field, expected=f"{name} at most {limit:g}", got=got, met=met, refusal=refusal)
+    yield from _unit(policy, claim)
+    yield from _audit(policy, passport)
+    if policy.releases == "noised":
+        public = [release.name for release in passport.releases if release.how == "public"]
+        yield Demand(
+            field="releases", expected="numbers with noise, or none", got=", ".join(public) or "no others",
+            met=not public, refusal=ReleaseRefused,
+        )  # fmt: skip
+
+
+def _unit(policy: ImportPolicy, claim: DpClaim | None) -> Iterator[Demand]:
     if policy.units is not None:
         unit = claim.unit if claim else "no differential privacy"
         yield Demand(
             field="units", expected=f"per {_one_of(policy.units)}", got=unit, met=unit in policy.units,
             refusal=UnitRefused,
         )  # fmt: skip
+    if policy.max_records_per_person is not None:
+        most = claim.mechanism.records_per_person if claim and claim.unit == "person" else None
+        got = "a claim for records alone" if claim else "no differential privacy"
+        yield Demand(
+            field="max_records_per_person", expected=f"at most {policy.max_records_per_person} of one person",
+            got=got if most is None else str(most), refusal=TooManyPerPerson,
+            met=most is not None and most <= policy.max_records_per_person,
+        )  # fmt: skip
+
+
+def _audit(policy: ImportPolicy, passport: Passport) -> Iterator[Demand]:
+    audit = passport.audit
     if policy.audit == "required":
-        audit = passport.audit
         yield Demand(
             field="audit", expected="an audit's result", got=audit.method if audit else "none", met=audit is not None,
             refusal=AuditMissing,
         )  # fmt: skip
+        if audit is not None:
+            yield Demand(
+                field="audit", expected="an audit that agrees with the claim", got=audit.words(passport.dp),
+                met=not audit.contradicts(passport.dp), refusal=AuditContradicts,
+            )  # fmt: skip
 
 
 def _fit(policy: ImportPolicy, passport: Passport) -> Iterator[Demand]:

@@ -13,9 +13,10 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from not_fed.envelope.claims import Count
 from not_fed.envelope.dsse import Moment, Name, Sha256, Statement, sign_statement
 from not_fed.envelope.dsse import parse_statement as _parse
-from not_fed.envelope.passport import Count, Passport, Round
+from not_fed.envelope.passport import Passport, Round
 from not_fed.errors import TrustError
 from not_fed.keys import dsse
 from not_fed.keys.signing import Signer

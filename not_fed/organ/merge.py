@@ -10,9 +10,10 @@ from typing import Any
 
 from not_fed import canonical
 from not_fed.aggregation.mean import WeightedMean
+from not_fed.envelope.claims import AuditResult, DpClaim, ledger_head_from_training, releases_from_training
 from not_fed.envelope.header import MAX_METADATA_BYTES
 from not_fed.envelope.manifest import KEY
-from not_fed.envelope.passport import AuditResult, DpClaim, Passport
+from not_fed.envelope.passport import Passport
 from not_fed.errors import FitError, TrustError
 from not_fed.organ.organ import Manifest, OrganInfo, read_organ
 
@@ -35,10 +36,17 @@ def check_claims(organ: OrganInfo, passport: Passport) -> None:
     A mean takes its claim from manifests. Opening does not ask this: the passport alone is what a recipient relies on.
     """
     training = organ.manifest.training
-    if (DpClaim.from_training(training), AuditResult.from_training(training)) != (passport.dp, passport.audit):
+    noised = tuple(release for release in passport.releases if release.how == "noised")
+    claims = (
+        (DpClaim.from_training(training), passport.dp),
+        (AuditResult.from_training(training), passport.audit),
+        (releases_from_training(training), noised),
+        (ledger_head_from_training(training), passport.ledger_head),
+    )
+    if any(inside != signed for inside, signed in claims):
         raise ClaimsDiffer(
             where=f"{organ.path.name}, manifest, field training",
-            expected="the privacy claim and the audit of its passport",
+            expected="the privacy claim, the audit, the noised numbers and the ledger's head of its passport",
             got="others",
             hint="use no organ that contradicts its passport; tell its author",
         )
@@ -114,4 +122,4 @@ def _weakest(claims: Sequence[DpClaim | None]) -> dict[str, Any] | None:
     if not real or len(real) != len(claims) or len({(claim.delta, claim.unit) for claim in real}) != 1:
         return None
     weakest = max(real, key=lambda claim: claim.epsilon)
-    return weakest.model_dump(exclude={"mechanism"}) | weakest.mechanism.model_dump()
+    return weakest.as_training()

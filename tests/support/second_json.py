@@ -220,21 +220,58 @@ IS_STATEMENT = shaped({
     "_type": text(r"https://in-toto\.io/Statement/v1"), "predicateType": text(".*"), "predicate": ANYTHING,
     "subject": listed(shaped({"name": text("organ"), "digest": shaped({"sha256": SHA256_HEX})}), 1, 1),
 })  # fmt: skip
+RELEASED = listed(shaped({"name": FAMILY, "noise_multiplier": POSITIVE}), 0, 64)
 MECHANISM = shaped({
     "sample_rate": number(lambda value: 0 < value <= 1), "steps": COUNT, "noise_multiplier": POSITIVE,
     "max_grad_norm": POSITIVE, "divisor": POSITIVE, "runs": COUNT, "adjacency": text("add_or_remove_one"),
-    "noise_added_at": text("site|coordinator"),
-}, optional=("runs", "adjacency", "noise_added_at"))  # fmt: skip
-DP = shaped({"epsilon": POSITIVE, "delta": FRACTION, "unit": text("record|person"), "accountant": WORDS,
-             "mechanism": MECHANISM})  # fmt: skip
-AUDIT = shaped({"method": WORDS, "epsilon_lower_bound": number(lambda value: 0 <= value <= 1e12),
-                "confidence": FRACTION, "canaries": COUNT})  # fmt: skip
-IS_PREDICATE = shaped({
+    "noise_added_at": text("site|coordinator"), "records_per_person": COUNT, "repeated_steps": whole(0, 1 << 40),
+    "releases": lambda value: RELEASED(value) and each_once(value),
+}, optional=("runs", "adjacency", "noise_added_at", "records_per_person", "repeated_steps", "releases"))  # fmt: skip
+CLAIM = shaped({"epsilon": POSITIVE, "delta": FRACTION, "unit": text("record|person"), "accountant": WORDS,
+                "mechanism": MECHANISM})  # fmt: skip
+NOT_NEGATIVE = number(lambda value: 0 <= value <= 1e12)
+FOUND = {"delta": FRACTION, "fdp_epsilon_lower_bound": NOT_NEGATIVE, "expected_at_most": NOT_NEGATIVE,
+         "fdp_expected_at_most": NOT_NEGATIVE, "noise_ratio": NOT_NEGATIVE, "steps": COUNT,
+         "verdict": text("consistent|contradicts")}  # fmt: skip
+AUDIT = shaped({"method": WORDS, "epsilon_lower_bound": NOT_NEGATIVE, "confidence": FRACTION, "canaries": COUNT,
+                **{name: nullable(check) for name, check in FOUND.items()}}, optional=tuple(FOUND))  # fmt: skip
+NUMBER = number(lambda value: -1e30 <= value <= 1e30)
+NOISE = ("noise_multiplier", "sensitivity", "divisor")
+RELEASE = shaped({"name": FAMILY, "value": NUMBER, "how": text("noised|public"),
+                  **{name: nullable(POSITIVE) for name in NOISE}}, optional=NOISE)  # fmt: skip
+
+
+def each_once(releases: list[dict[str, Any]]) -> bool:
+    return len({one["name"] for one in releases}) == len(releases)
+
+
+def is_claim(value: Any) -> bool:  # noqa: ANN401
+    return CLAIM(value) and (value["unit"] == "person" or value["mechanism"].get("records_per_person", 1) == 1)
+
+
+def is_predicate(value: Any) -> bool:  # noqa: ANN401
+    """The fields one by one, and then the numbers that left against the claim that has to count them."""
+    if not PREDICATE(value):
+        return False
+    left, claim = value.get("releases", []), value["dp"] or {"mechanism": {}}
+    charged = {one["name"]: one["noise_multiplier"] for one in claim["mechanism"].get("releases", [])}
+    for one in left:
+        noise = [one.get(name) is not None for name in NOISE]
+        if noise != [one["how"] == "noised"] * 3:
+            return False
+        if one["how"] == "noised" and charged.get(one["name"]) != one["noise_multiplier"]:
+            return False
+    return each_once(left)
+
+
+PREDICATE = shaped({
     "author": NAME, "federation": NAME, "round": ROUND, "organ_size_bytes": COUNT, "base_sha256": SHA256_HEX,
-    "span": is_span, "family": FAMILY, "parents": listed(SHA256_HEX, 0, 4096), "dp": nullable(DP),
-    "audit": nullable(AUDIT), "metrics": mapped(FAMILY, number(lambda value: -1e30 <= value <= 1e30), 0, 64),
-    "created": is_time, "sharing": text("addressees|federation"), "salt": HEX32, "signature_policy": SAME_POLICY,
-}, optional=("parents", "audit", "signature_policy"), ignore=True)  # fmt: skip
+    "span": is_span, "family": FAMILY, "parents": listed(SHA256_HEX, 0, 4096), "dp": nullable(is_claim),
+    "audit": nullable(AUDIT), "metrics": mapped(FAMILY, NUMBER, 0, 64), "releases": listed(RELEASE, 0, 64),
+    "ledger_head": nullable(SHA256_HEX), "created": is_time, "sharing": text("addressees|federation"), "salt": HEX32,
+    "signature_policy": SAME_POLICY,
+}, optional=("parents", "audit", "releases", "ledger_head", "signature_policy"), ignore=True)  # fmt: skip
+IS_PREDICATE: Check = is_predicate
 IS_MANIFEST = shaped({
     "format": text(r"not-fed\.organ/1"), "blood_type": shaped({"family": FAMILY}, ignore=True), "span": is_span,
     "base_sha256": SHA256_HEX, "span_sha256": SHA256_HEX, "parents": listed(SHA256_HEX, 0, 1 << 30),
