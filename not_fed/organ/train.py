@@ -31,7 +31,8 @@ from not_fed.organ.resume import Resume
 from not_fed.organ.split import SplitModel, load_split, load_tokenizer
 from not_fed.organ.writing import write_safetensors
 from not_fed.privacy.accounting import DpPlan
-from not_fed.privacy.dp_sgd import SpanGradients, check_against_autograd, noisy_gradient
+from not_fed.privacy.dp_sgd import noisy_gradient
+from not_fed.privacy.engines import Engine, check_against_autograd, choose_engine
 from not_fed.privacy.randomness import OperatingSystem, RandomSource
 from not_fed.privacy.sampling import poisson_subset
 from not_fed.progress import Progress, silent
@@ -262,7 +263,7 @@ class _Run:
     def private_steps(self, plan: DpPlan, source: RandomSource) -> list[Step]:
         """DP-SGD steps of the plan; the engine is compared with plain autograd on two records first."""
         self._learn()
-        engine = SpanGradients(self.model.span_layers)
+        engine = choose_engine(self.model.span_layers, warn=lambda line: self.progress(line, done=0, total=1))
         ranked = sorted((i for i, length in enumerate(self.lengths) if length), key=lambda i: self.lengths[i])
         pair = ranked[-1], ranked[len(ranked) // 2]  # of different lengths: a wrong layout would show
         check_against_autograd(engine, losses=lambda which: self._record_losses([pair[i] for i in which]))
@@ -309,20 +310,19 @@ class _Run:
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), GRADIENT_NORM)
         return loss_sum
 
-    def _private(self, engine: SpanGradients, plan: DpPlan, source: RandomSource) -> float:
+    def _private(self, engine: Engine, plan: DpPlan, source: RandomSource) -> float:
         sample = poisson_subset(len(self.lengths), sample_rate=plan.sample_rate, source=source)
         sums = engine.zero_sums()
-        loss_sum, seen = 0.0, 0
         for micro in stackable(sample, self.lengths, max_tokens=self.speed.micro_tokens):
-            with engine.capture():
-                loss = self._record_losses(micro).sum()
-                loss.backward()  # type: ignore[no-untyped-call]
-            engine.clip_into(sums, max_grad_norm=plan.max_grad_norm, records=len(micro))
-            loss_sum += float(loss.detach())
-            seen += len(micro)
+            engine.clip_into(
+                sums,
+                losses=lambda which, micro=micro: self._record_losses([micro[i] for i in which]),  # type: ignore[misc]
+                units=len(micro),
+                max_grad_norm=plan.max_grad_norm,
+            )
         for name, gradient in noisy_gradient(sums, plan=plan, source=source).items():
             engine.parameters[name].grad = gradient
-        return loss_sum / seen if seen else math.nan
+        return math.nan  # nothing about a sampled batch is shown
 
     def _record_losses(self, micro: Sequence[int]) -> Tensor:
         """Mean token loss of each record, one a row, from span inputs that require a gradient: (records,)."""

@@ -1,274 +1,128 @@
-"""Per-record gradient norms and weighted sums from what a layer saw (A) and what came back to it (G).
+"""Book-keeping ghost clipping: one forward and one backward pass, about the cost of a step without privacy.
 
-The gradient of one record for a matrix is the sum over its positions of `g_t a_t^T`. Its squared norm follows from two
-small Gram matrices without ever forming it, and the weighted sum over records is one matrix product. So clipping costs
-one forward and one backward pass, and clips exactly what it sums: the same tensors.
+The engine freezes the span's weights during the pass, so that autograd computes gradients of activations only, and
+keeps for every trained module what went in and what came back. Norms, clipping and the sum follow from these, and from
+the same tensors: it clips exactly what it sums.
 
-Source: Goodfellow 2015, Efficient Per-Example Gradient Computations; Bu et al. 2022, Scalable and Efficient Training of
-Large Convolutional Neural Networks with Differential Privacy (which of the two ways is cheaper).
+What must hold for the promise, and who checks it:
+- each unit's gradient depends on that unit alone. The span must be in eval mode (checked); batch normalisation, modules
+  without a rule and modules used twice are refused (checked); the sentinel of `engines` compares with plain autograd.
+- positions that are padding contribute nothing. They do not when the caller masks their loss and pads on the right (or
+  masks their attention), because then no gradient comes back to them.
+
+Source: Bu et al. 2023, Differentially Private Optimization on Large Model at Small Cost (book-keeping).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
-from not_fed.errors import FitError
-
-GRAM_SLACK = 4.0  # units of rounding, see _gram_squares
-MATERIALISED_BYTES = 64 * 2**20  # per-record gradients held at a time where forming them is cheaper
-
-
-class UnknownModule(FitError):
-    """The engine cannot bound what one record does to this module's gradient."""
-
-    code = "unknown-module"
+from not_fed.privacy.dp_sgd import clip_factor, zero_sums
+from not_fed.privacy.traces import Inputs, MatrixTrace, NormTrace, Rule, Trace, neutral_weight, unknown
+from not_fed.privacy.trainable import Losses, Owner, find_owners, require_eval, total_loss
 
 
-class Seen:
-    """What a module was given: kept once, however many modules read it. Shape (records, ..., inputs)."""
+class BookKeeping:
+    """Clipped sums of per-unit gradients of the trained weights in a span of layers.
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.raw = tensor.detach()  # in the layer's own precision
-        self._version = self.raw._version
-        self._gram: Tensor | None = None
-
-    @property
-    def is_intact(self) -> bool:
-        """False when something wrote into the tensor after the module had read it."""
-        return self.raw._version == self._version
-
-    def rows(self) -> Tensor:
-        """Shape (records, positions, inputs), float32 or better."""
-        return by_position(self.raw)
-
-    def gram(self) -> Tensor:
-        """Inner products of all pairs of positions; shape (records, positions, positions)."""
-        if self._gram is None:
-            self._gram = _gram(self.rows())
-        return self._gram
-
-    def without(self, records: Tensor) -> Seen:
-        """The same with some records blanked out: zero times infinity is not zero. `records`: bool, (records,)."""
-        return Seen(self.raw.masked_fill(_as_column(records, self.raw), 0.0))
-
-
-class Rule(Protocol):
-    """How one kind of module turns A and G into norms and sums. `back` is G: (records, positions, outputs)."""
-
-    def squared_norms(self, seen: Seen, back: Tensor) -> Tensor:
-        """Of each record's gradient over all trained weights of the module; shape (records,), float64."""
-
-    def sums(self, seen: Seen, back: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """The gradient summed over records, by the module's own names. To weight the records, weight `back`."""
-
-
-@dataclass(frozen=True, slots=True)
-class MatrixRule:
-    """nn.Linear (outputs, inputs) and, transposed, the Conv1D of transformers (inputs, outputs)."""
-
-    trained: frozenset[str]
-    transposed: bool
-
-    def squared_norms(self, seen: Seen, back: Tensor) -> Tensor:
-        """By Gram matrices or by forming each record's gradient, whichever takes fewer multiplications."""
-        squares = torch.zeros(len(back), dtype=torch.float64, device=back.device)
-        if "weight" in self.trained:
-            rows = seen.rows()
-            if gram_is_cheaper(positions=rows.shape[1], inputs=rows.shape[2], outputs=back.shape[2]):
-                squares += _gram_squares(seen, back)
-            else:
-                squares += _materialised_squares(rows, back)
-        if "bias" in self.trained:
-            squares += _squares(back.sum(dim=1))
-        return squares
-
-    def sums(self, seen: Seen, back: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """One matrix product for the weight, one sum for the bias."""
-        if "weight" in self.trained:
-            left, right = (seen.rows(), back) if self.transposed else (back, seen.rows())
-            yield "weight", left.flatten(0, 1).T @ right.flatten(0, 1)
-        if "bias" in self.trained:
-            yield "bias", back.sum(dim=(0, 1))
-
-
-@dataclass(frozen=True, slots=True)
-class NormRule:
-    """LayerNorm, and every RMSNorm whose weight multiplies the normalised activations (as it is, or as 1 + weight)."""
-
-    trained: frozenset[str]
-    module: nn.Module
-    unit: float  # the weight at which the module returns its normalised input: 1, or 0 where it adds 1 itself
-
-    def squared_norms(self, seen: Seen, back: Tensor) -> Tensor:
-        """From each record's gradient, which is as small as the weight."""
-        squares = torch.zeros(len(back), dtype=torch.float64, device=back.device)
-        if "weight" in self.trained:
-            squares += _squares((self._normalised(seen) * back).sum(dim=1))
-        if "bias" in self.trained:
-            squares += _squares(back.sum(dim=1))
-        return squares
-
-    def sums(self, seen: Seen, back: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Elementwise products, summed over records and positions."""
-        if "weight" in self.trained:
-            yield "weight", (self._normalised(seen) * back).sum(dim=(0, 1))
-        if "bias" in self.trained:
-            yield "bias", back.sum(dim=(0, 1))
-
-    def _normalised(self, seen: Seen) -> Tensor:
-        return by_position(normalised(self.module, seen.raw, unit=self.unit))
-
-
-@dataclass(frozen=True, slots=True)
-class Tap:
-    """One module that is trained, and the full names of its trained weights."""
-
-    name: str
-    module: nn.Module
-    rule: Rule
-    weights: Mapping[str, str]
-
-
-def find_taps(layers: Sequence[nn.Module]) -> tuple[Tap, ...]:
-    """Every module of the layers that owns a trained weight, in order; names start with the layer's position.
-
+    Args:
+        layers: the span's layers in order. Their weights that require a gradient now are the ones trained.
     Raises:
-        UnknownModule: a trained module is of a kind that the engine has no rule for, or appears twice.
+        UnknownModule: a trained module is one that the engine has no rule for.
+        CannotClip: no engine can train it; see `find_owners`.
+
+    >>> layer = nn.Linear(2, 1, bias=False).eval()
+    >>> engine = BookKeeping([layer])
+    >>> hidden = torch.tensor([[[3.0, 4.0]], [[0.0, 0.5]]])  # (units, positions, inputs)
+    >>> sums = engine.zero_sums()
+    >>> engine.clip_into(
+    ...     sums, losses=lambda rows: layer(hidden[rows].requires_grad_()).sum((1, 2)), units=2, max_grad_norm=1.0
+    ... )
+    >>> sums["0.weight"]
+    tensor([[0.6000, 1.3000]], dtype=torch.float64)
     """
-    taps: list[Tap] = []
-    owners: dict[int, str] = {}
-    for place, layer in enumerate(layers):
-        for path, module in layer.named_modules(remove_duplicate=False, prefix=str(place)):
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                raise _unknown(path, module, hint="batch normalisation mixes records; no clip per record can exist")
-            own = {name: weight for name, weight in module.named_parameters(recurse=False) if weight.requires_grad}
-            for name, weight in own.items():
-                if owners.setdefault(id(weight), path) != path:
-                    raise _unknown(path, module, hint=f"its {name} is also used by {owners[id(weight)]}; untie them")
-            if own:
-                weights = {name: f"{path}.{name}" for name in own}
-                taps.append(Tap(name=path, module=module, rule=_rule_for(path, module, own), weights=weights))
-    return tuple(taps)
+
+    name = "book-keeping"
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self._layers = tuple(layers)
+        self._rules = tuple((owner, rule_for(owner)) for owner in find_owners(self._layers))
+        self.parameters: Mapping[str, nn.Parameter] = {
+            name: weight for owner, _ in self._rules for name, weight in owner.parameters().items()
+        }
+
+    def zero_sums(self) -> dict[str, Tensor]:
+        """As `Engine.zero_sums`."""
+        return zero_sums(self.parameters)
+
+    def clip_into(
+        self,
+        sums: dict[str, Tensor],
+        *,
+        losses: Losses,
+        units: int,
+        max_grad_norm: float,
+    ) -> None:
+        """As `Engine.clip_into`. The span's input must require a gradient.
+
+        Raises:
+            UnknownModule: a module ran twice, never, or on something other than its rule is for.
+            SpanInTraining: a module of the span is in training mode.
+            BadClip: max_grad_norm is not a positive, finite number.
+        """
+        traces = self._run(losses, units=units)
+        factors = clip_factor(_norms(traces), max_grad_norm=max_grad_norm)
+        for name, total in _weighted_sums(traces, factors):
+            sums[name] += total
+
+    def norms(self, *, losses: Losses, units: int) -> Tensor:
+        """L2 norm of each unit's gradient over all trained weights; shape (units,), float64.
+
+        For tests only: the norm of a private record's gradient must not leave the site.
+        """
+        return _norms(self._run(losses, units=units))
+
+    def _run(self, losses: Losses, *, units: int) -> dict[Owner, Trace]:
+        """One forward and one backward pass. The span's weights require no gradient meanwhile, and do again after."""
+        require_eval(self._layers)
+        inputs = Inputs(units=units)
+        traces = {owner: rule(owner, inputs) for owner, rule in self._rules}
+        with ExitStack() as after:
+            for weight in self.parameters.values():
+                after.callback(weight.requires_grad_, requires_grad=True)
+                weight.requires_grad_(requires_grad=False)
+            for trace in traces.values():
+                after.callback(trace.watch())
+            torch.autograd.backward(total_loss(losses, range(units)))
+        inputs.forget()
+        for trace in traces.values():
+            trace.require_complete()
+        return traces
 
 
-def _rule_for(path: str, module: nn.Module, own: Mapping[str, nn.Parameter]) -> Rule:
-    kind, trained = type(module), frozenset(own)
+def rule_for(owner: Owner) -> Rule:
+    """How to get per-unit gradients of this module's weights; raises UnknownModule."""
+    kind, trained = type(owner.module), set(owner.weights)
     if trained <= {"weight", "bias"}:
         if kind in (nn.Linear, Conv1D):  # exactly these: a subclass may compute something else
-            return MatrixRule(trained=trained, transposed=kind is Conv1D)
+            return MatrixTrace
         if kind in (nn.LayerNorm, nn.RMSNorm) or kind.__name__.endswith("RMSNorm"):
-            return NormRule(trained=trained, module=module, unit=_unit_of(path, module))
-    raise _unknown(path, module, hint="the engine has no rule for it; train without differential privacy, or freeze it")
+            return partial(NormTrace, neutral=neutral_weight(owner))
+    raise unknown(owner, hint="train with the engine `loop`, which needs no rule, or freeze it")
 
 
-def _unknown(path: str, module: nn.Module, *, hint: str) -> UnknownModule:
-    weights = ", ".join(name for name, _ in module.named_parameters(recurse=False)) or "none"
-    return UnknownModule(
-        where=f"layer module {path}",
-        expected="Linear, Conv1D, LayerNorm or an RMSNorm, each used once",
-        got=f"{type(module).__name__} with weights {weights}",
-        hint=hint,
-    )
+def _norms(traces: Mapping[Owner, Trace]) -> Tensor:
+    return torch.stack([trace.squared_norms() for trace in traces.values()]).sum(dim=0).sqrt()
 
 
-# norms -------------------------------------------------------------------------------------------------------------
-
-
-def normalised(module: nn.Module, tensor: Tensor, *, unit: float) -> Tensor:
-    """The input as the module's weight meets it: the module's own forward with its weight at `unit` and no bias."""
-    weights = {
-        name: torch.full_like(weight, unit if name == "weight" else 0.0)
-        for name, weight in module.named_parameters(recurse=False)
-    }
-    with torch.no_grad():
-        result: Tensor = functional_call(module, weights, (tensor,))
-    return result
-
-
-def _unit_of(path: str, module: nn.Module) -> float:
-    """Check on a random probe that the module is `normalised(x) * (weight + constant) + bias`; find the constant."""
-    weight = module.get_parameter("weight")
-    if weight.ndim == 1 and weight.device.type != "meta":
-        source = torch.Generator().manual_seed(0)
-        probe = torch.randn((3, 2, len(weight)), generator=source).to(weight)
-        for unit in (1.0, 0.0):
-            silent = normalised(module, probe, unit=unit - 1.0)
-            if not silent.any() and _weight_multiplies(module, probe, unit=unit):
-                return unit
-    raise _unknown(path, module, hint="its weight does not simply multiply the normalised input")
-
-
-def _weight_multiplies(module: nn.Module, probe: Tensor, *, unit: float) -> bool:
-    """Scaled elementwise, shifted by the bias, and each record on its own."""
-    base = normalised(module, probe, unit=unit)
-    source = torch.Generator().manual_seed(1)
-    weights = {
-        name: torch.randn(weight.shape, generator=source).to(weight)
-        for name, weight in module.named_parameters(recurse=False)
-    }
-    with torch.no_grad():
-        result = functional_call(module, weights, (probe,))
-    expected = base * (weights["weight"] + (1.0 - unit)) + weights.get("bias", 0.0)
-    alone = normalised(module, probe[:1], unit=unit)
-    slack = 8 * torch.finfo(probe.dtype).eps
-    return torch.allclose(result, expected, rtol=slack, atol=slack) and torch.allclose(base[:1], alone, rtol=slack)
-
-
-# matrices ----------------------------------------------------------------------------------------------------------
-
-
-def gram_is_cheaper(*, positions: int, inputs: int, outputs: int) -> bool:
-    """T^2 (inputs + outputs) multiplications against T * inputs * outputs."""
-    return positions * (inputs + outputs) <= inputs * outputs
-
-
-def by_position(tensor: Tensor) -> Tensor:
-    """Shape (records, positions, features), float32 or better; all middle dimensions become positions."""
-    exact = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-    return exact.reshape(exact.shape[0], -1, exact.shape[-1])
-
-
-def _as_column(flags: Tensor, like: Tensor) -> Tensor:
-    return flags.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _gram(rows: Tensor) -> Tensor:
-    return torch.bmm(rows, rows.transpose(1, 2))
-
-
-def _squares(rows: Tensor) -> Tensor:
-    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return lengths.square()
-
-
-def _gram_squares(seen: Seen, back: Tensor) -> Tensor:
-    """Sum over pairs of positions of <a_s, a_t> <g_s, g_t>, and a little more, so that rounding never makes it less.
-
-    The terms can cancel (think of a record whose positions pull in opposite directions), and then rounding is large
-    beside the result. It is never large beside (sum over positions of |a_t| |g_t|)^2, so a few units of that are added.
-    Proved by: tests/unit/test_book_keeping.py::test_rounding_never_makes_a_cancelling_gradient_look_shorter
-    """
-    ours, theirs = seen.gram(), _gram(back)
-    squares = (ours * theirs).sum(dim=(1, 2), dtype=torch.float64)
-    lengths = (ours.diagonal(dim1=1, dim2=2) * theirs.diagonal(dim1=1, dim2=2)).clamp(min=0.0).sqrt()
-    bound = lengths.sum(dim=1, dtype=torch.float64).square()
-    return squares.clamp(min=0.0) + GRAM_SLACK * torch.finfo(back.dtype).eps * bound
-
-
-def _materialised_squares(rows: Tensor, back: Tensor) -> Tensor:
-    """Form the gradients of a few records at a time."""
-    each = rows.element_size() * rows.shape[2] * back.shape[2]
-    step = max(1, math.floor(MATERIALISED_BYTES / each))
-    parts = []
-    for start in range(0, len(rows), step):
-        grads = torch.bmm(back[start : start + step].transpose(1, 2), rows[start : start + step])
-        parts.append(_squares(grads.flatten(1)))
-    return torch.cat(parts)
+def _weighted_sums(traces: dict[Owner, Trace], factors: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """By full name; lets go of each module's tensors once they are summed."""
+    for owner in list(traces):
+        for own, total in traces.pop(owner).sums(factors):
+            yield owner.weights[own], total

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from not_fed.privacy.dp_sgd import SpanGradients
+from not_fed.privacy.engines import Engine, Losses
 
 LENGTHS = (9, 4, 7, 2, 6)
 
@@ -56,21 +56,19 @@ class TinySpan:
         means = (each * mask[:, 1:]).sum(dim=1) / mask[:, 1:].sum(dim=1)
         return means if self.scales is None else means * self.scales[list(records)].to(means)
 
-    def capture(self, engine: SpanGradients, records: Sequence[int]) -> None:
-        """One pass of the engine over these records."""
-        with engine.capture():
-            torch.autograd.backward(self.losses(records).sum())
-
     def clipped_sum(
-        self, engine: SpanGradients, records: Sequence[int], *, max_grad_norm: float, micro_batch: int = 99
+        self, engine: Engine, units: Sequence[int], *, max_grad_norm: float, micro_batch: int = 99
     ) -> dict[str, Tensor]:
-        """The engine's sum over these records, `micro_batch` of them at a time."""
+        """The engine's sum over these units, `micro_batch` of them at a time."""
         sums = engine.zero_sums()
-        for start in range(0, len(records), micro_batch):
-            part = records[start : start + micro_batch]
-            self.capture(engine, part)
-            engine.clip_into(sums, max_grad_norm=max_grad_norm, records=len(part))
+        for start in range(0, len(units), micro_batch):
+            part = units[start : start + micro_batch]
+            engine.clip_into(sums, losses=self.of(part), units=len(part), max_grad_norm=max_grad_norm)
         return sums
+
+    def of(self, units: Sequence[int]) -> Losses:
+        """The losses of a micro-batch of these units, by their positions in it."""
+        return lambda positions: self.losses([units[position] for position in positions])
 
     def one_by_one(self) -> list[dict[str, Tensor]]:
         """Each record's gradient by plain autograd, alone in its batch; names as the engine's."""
