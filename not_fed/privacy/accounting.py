@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 from importlib.metadata import version
@@ -88,7 +88,7 @@ class NoisedRelease:
     noise_multiplier: float
 
     def __post_init__(self) -> None:
-        _require_number("release, noise_multiplier", self.noise_multiplier, least=LEAST_NOISE, most=MOST_NOISE)
+        require_number("release, noise_multiplier", self.noise_multiplier, least=LEAST_NOISE, most=MOST_NOISE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,13 +124,13 @@ class DpPlan:
     adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
 
     def __post_init__(self) -> None:
-        _require_number("sample_rate", self.sample_rate, above=0.0, most=1.0)
+        require_number("sample_rate", self.sample_rate, above=0.0, most=1.0)
         _require_count("steps", self.steps)
         _require_count("runs", self.runs)
-        _require_number("noise_multiplier", self.noise_multiplier, least=LEAST_NOISE, most=MOST_NOISE)
-        _require_number("max_grad_norm", self.max_grad_norm, least=1e-6, most=1e6)
-        _require_number("divisor", self.divisor, above=0.0, most=1e12)
-        _require_number("delta", self.delta, least=1e-12, most=1e-2)
+        require_number("noise_multiplier", self.noise_multiplier, least=LEAST_NOISE, most=MOST_NOISE)
+        require_number("max_grad_norm", self.max_grad_norm, least=1e-6, most=1e6)
+        require_number("divisor", self.divisor, above=0.0, most=1e12)
+        require_number("delta", self.delta, least=1e-12, most=1e-2)
         _require_word("unit", self.unit, allowed=get_args(Unit))
         _require_word("adjacency", self.adjacency, allowed=("add_or_remove_one",))
         _require_count("records_per_person", self.records_per_person)
@@ -154,13 +154,21 @@ class DpPlan:
         """What the first `runs` of the plan's runs cost together."""
         return compose([replace(self, runs=runs)])
 
-    def as_claim(self) -> dict[str, Any]:
+    def as_claim(
+        self, *, repeated_steps: int = 0, repeated_releases: Mapping[str, int] | None = None
+    ) -> dict[str, Any]:
         """The signed statement about this plan: epsilon for all of its runs, and what it was computed from.
 
-        Proved by: tests/unit/test_accounting.py::test_a_claim_can_be_recomputed_from_its_own_fields
+        Args:
+            repeated_steps: how many steps were started beyond the plan, since a crash had taken others away; the
+                ledger counts them. Epsilon covers them.
+            repeated_releases: the same for the numbers that leave, by name.
+        Proved by: tests/unit/test_accounting.py::test_a_claim_can_be_recomputed_from_its_own_fields,
+            tests/unit/test_accounting.py::test_a_claim_covers_what_was_repeated_after_a_crash
         """
+        repeated = repeats_of(self, steps=repeated_steps, releases=repeated_releases or {})
         return {
-            "epsilon": self.epsilon().value,
+            "epsilon": pld_epsilon(merged(mechanisms_of([self]), repeated), delta=self.delta),
             "delta": self.delta,
             "unit": self.unit,
             "records_per_person": self.records_per_person,
@@ -169,6 +177,8 @@ class DpPlan:
             "sample_rate": self.sample_rate,
             "steps": self.steps,
             "runs": self.runs,
+            "repeated_steps": repeated_steps,
+            "repeated_releases": dict(sorted((repeated_releases or {}).items())),
             "noise_multiplier": self.noise_multiplier,
             "max_grad_norm": self.max_grad_norm,
             "divisor": self.divisor,
@@ -191,7 +201,7 @@ def compose(plans: Sequence[DpPlan], *, delta: float | None = None) -> Epsilon:
             the last one's result needs a privacy filter, which this is not.)
         delta: of the composition; without it, the one that all plans name.
     Raises:
-        PlansDoNotCompose: no plan, or deltas differ and none was given.
+        PlansDoNotCompose: no plan, or deltas differ and none was given, or units differ.
         BadPlan: delta is out of range.
     Guarantees: the order of the plans does not change the number.
     Proved by: tests/unit/test_accounting.py::test_the_order_of_composition_does_not_matter
@@ -211,9 +221,17 @@ def compose(plans: Sequence[DpPlan], *, delta: float | None = None) -> Epsilon:
             got=", ".join(f"{value:g}" for value in named),
             hint="name the delta of the composition",
         )
+    units = sorted({plan.unit for plan in plans})
+    if len(units) > 1:
+        raise PlansDoNotCompose(
+            where="accounting, field unit",
+            expected="the same unit of privacy in every plan",
+            got=" and ".join(units),
+            hint="an epsilon per record says nothing about a person with many; state them apart",
+        )
     chosen = named[0] if delta is None else delta
-    _require_number("delta", chosen, least=1e-12, most=1e-2)
-    value = _pld_epsilon(mechanisms_of(plans), delta=chosen, grid=GRID)
+    require_number("delta", chosen, least=1e-12, most=1e-2)
+    value = pld_epsilon(mechanisms_of(plans), delta=chosen)
     return Epsilon(value=value, delta=chosen, unit=plans[0].unit, noise_added_at="site")
 
 
@@ -241,7 +259,7 @@ def plan_dp(
         rounded up.
     Proved by: tests/unit/test_accounting.py::test_calibration_never_exceeds_the_target
     """
-    _require_number("epsilon", epsilon, least=1e-3, most=1e3)
+    require_number("epsilon", epsilon, least=1e-3, most=1e3)
     if epsilon > WEAKEST_EPSILON and not allow_weak:
         raise WeakEpsilon(
             where="plan, field epsilon",
@@ -316,7 +334,47 @@ def mechanisms_of(plans: Sequence[DpPlan]) -> Mechanisms:
         steps[float(plan.sample_rate), float(plan.noise_multiplier)] += plan.steps * plan.runs
         for release in plan.releases:
             steps[1.0, float(release.noise_multiplier)] += plan.runs
-    return tuple((sample_rate, noise, count) for (sample_rate, noise), count in sorted(steps.items()))
+    return _sorted(steps)
+
+
+def repeats_of(plan: DpPlan, *, steps: int, releases: Mapping[str, int]) -> Mechanisms:
+    """What was started beyond the plan.
+
+    Raises:
+        BadPlan: a number is negative, or a release is not the plan's.
+    """
+    noises = {release.name: release.noise_multiplier for release in plan.releases}
+    for name, count in {"repeated_steps": steps, **releases}.items():
+        if count < 0 or (name != "repeated_steps" and name not in noises):
+            raise BadPlan(
+                where="plan, what was repeated", expected="the plan's own steps and releases, counted from 0",
+                got=f"{count} of one kind", hint="the ledger counts them: Reservation.repeated_steps",
+            )  # fmt: skip
+    counted: Counter[tuple[float, float]] = Counter({(float(plan.sample_rate), float(plan.noise_multiplier)): steps})
+    for name, count in releases.items():
+        counted[1.0, float(noises[name])] += count
+    return _sorted(counted)
+
+
+def merged(*parts: Mechanisms) -> Mechanisms:
+    """The composition of all of them: one canonical list, whatever the order of the parts."""
+    steps: Counter[tuple[float, float]] = Counter()
+    for part in parts:
+        for sample_rate, noise, count in part:
+            steps[sample_rate, noise] += count
+    return _sorted(steps)
+
+
+def _sorted(steps: Counter[tuple[float, float]]) -> Mechanisms:
+    return tuple((sample_rate, noise, count) for (sample_rate, noise), count in sorted(steps.items()) if count)
+
+
+def pld_epsilon(mechanisms: Mechanisms, *, delta: float) -> float:
+    """Epsilon of a composition by the privacy loss distribution, an upper bound; 0 for nothing.
+
+    Proved by: tests/unit/test_accounting.py::test_epsilon_is_within_half_a_percent_of_an_independent_pld
+    """
+    return _pld_epsilon(mechanisms, delta=delta, grid=GRID) if mechanisms else 0.0
 
 
 @functools.lru_cache(maxsize=256)
@@ -340,9 +398,10 @@ def _two_decimals_up(value: float) -> str:
     return str(Decimal(repr(value)).quantize(Decimal("0.01"), rounding=ROUND_CEILING))
 
 
-def _require_number(
+def require_number(
     field: str, value: object, *, above: float = -math.inf, least: float = -math.inf, most: float
 ) -> None:
+    """Raise BadPlan unless the value is a number in the range."""
     bound = f"above {above:g}" if above > -math.inf else f"at least {least:g}"
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (is_number and value > above and value >= least and value <= most):  # type: ignore[operator]  # NaN fails

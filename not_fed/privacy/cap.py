@@ -1,0 +1,139 @@
+"""The hard stop: whether one more plan stays within a budget, and what would.
+
+Whoever plans the next run has seen what the last one made, so a composition theorem for plans that were fixed in
+advance does not speak for them. A privacy filter does (Rogers et al. 2016, Privacy Odometers and Filters): at one
+Renyi order, fixed before anything was spent, divergences may be added up while each next one is chosen freely, as
+long as a sum that exceeds the bound is refused (Feldman & Zrnic 2021, Individual Privacy Accounting via a Renyi
+Filter, theorem 4.5; Lecuyer 2021, Practical Privacy Filters and Odometers with Renyi DP, theorem 1).
+
+The rule, with B the divergence at which that order implies the budget's epsilon at its delta:
+
+* A plan whose own divergence is within B is part of the filter: the sum of everything, with it, may not exceed B.
+* The very first plan may exceed B if its PLD epsilon is within the budget. Nothing can ever follow it: every later sum
+  exceeds B. Since nothing is chosen after it, PLD speaks for it exactly. Steps repeated after crashes are more steps of
+  the same noise; stopping such a sequence early is post-processing of running it to its longest, so PLD of the longest
+  speaks for them, too.
+
+Which of the two applies is decided by the first plan's public constants and the budget alone, before any result, so the
+whole is (epsilon, delta)-differentially private under either. The second exists because the filter is the looser
+count by about a third at a full budget, and most sites plan one run and no other.
+
+A budget raised later is a decision by a person who may have seen results; the guarantee is then that of the largest
+budget that this person would have given in any case. Its order stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from not_fed.privacy.accounting import (
+    LEAST_NOISE,
+    MOST_NOISE,
+    TICKS,
+    DpPlan,
+    Mechanisms,
+    mechanisms_of,
+    merged,
+    pld_epsilon,
+)
+from not_fed.privacy.renyi import choose_order, divergence_within, renyi_divergence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cap:
+    """A budget as it is enforced.
+
+    Attributes:
+        order: of the filter; fixed before anything was spent.
+    """
+
+    epsilon: float
+    delta: float
+    order: int
+
+    @classmethod
+    def new(cls, *, epsilon: float, delta: float) -> Cap:
+        """A cap over data on which nothing was spent."""
+        return cls(epsilon=epsilon, delta=delta, order=choose_order(epsilon, delta))
+
+    @property
+    def bound(self) -> float:
+        """The divergence that the filter admits; negative if the epsilon is too small for its order and delta."""
+        return divergence_within(self.epsilon, delta=self.delta, order=self.order)
+
+    def allows(self, plan: DpPlan, *, repeats: Mechanisms = (), others: Mechanisms = ()) -> bool:
+        """Whether the plan, and what was repeated of it, may be run after the others.
+
+        Args:
+            others: everything else that was ever reserved on these records.
+        Proved by: tests/unit/test_cap.py::test_the_filter_never_admits_more_than_its_bound,
+            tests/unit/test_cap.py::test_a_first_plan_may_use_all_of_the_budget_by_pld_and_nothing_follows
+        """
+        planned = mechanisms_of([plan])
+        if not others and renyi_divergence(planned, order=self.order) > self.bound:
+            return pld_epsilon(merged(planned, repeats), delta=self.delta) <= self.epsilon
+        return renyi_divergence(merged(others, planned, repeats), order=self.order) <= self.bound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fits:
+    """What of a plan a budget still covers.
+
+    Attributes:
+        quieter: the same plan with the least noise that is allowed; None if no noise is enough.
+        shorter: the same plan with the most steps that are allowed; None if not even one.
+    """
+
+    quieter: DpPlan | None
+    shorter: DpPlan | None
+
+    def __str__(self) -> str:
+        """One sentence, as a hint."""
+        ways = []
+        if self.quieter is not None:
+            cost = self.quieter.epsilon()
+            ways.append(f"the same steps with noise_multiplier {self.quieter.noise_multiplier:g} ({cost})")
+        if self.shorter is not None:
+            ways.append(f"{self.shorter.steps} steps with the noise as planned ({self.shorter.epsilon()})")
+        return f"what would fit: {', or '.join(ways)}" if ways else "no plan with this sample rate fits any more"
+
+
+def what_fits(plan: DpPlan, *, caps: tuple[Cap, ...], others: Mechanisms = ()) -> Fits:
+    """The least noise with the plan's steps, and the most steps with its noise, that every cap allows.
+
+    Proved by: tests/unit/test_cap.py::test_what_fits_is_allowed_and_the_next_one_is_not
+    """
+
+    def allowed(changed: DpPlan) -> bool:
+        return all(cap.allows(changed, others=others) for cap in caps)
+
+    def with_noise(ticks: int) -> DpPlan:
+        return replace(plan, noise_multiplier=ticks / TICKS)
+
+    def with_steps(steps: int) -> DpPlan:
+        return replace(plan, steps=steps)
+
+    least, most = round(LEAST_NOISE * TICKS), round(MOST_NOISE * TICKS)
+    ticks = _first(lambda candidate: allowed(with_noise(candidate)), least, most)
+    denied = _first(lambda steps: not allowed(with_steps(steps)), 1, plan.steps)
+    steps = plan.steps if denied is None else denied - 1
+    return Fits(
+        quieter=None if ticks is None else with_noise(ticks), shorter=with_steps(steps) if steps else None
+    )  # fmt: skip
+
+
+def _first(true_from: Callable[[int], bool], least: int, most: int) -> int | None:
+    """The smallest number from which on it holds, in doubling strides from `least`; None if not even at `most`."""
+    low, high = least - 1, least
+    while not true_from(high):
+        if high >= most:
+            return None
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if true_from(middle):
+            high = middle
+        else:
+            low = middle
+    return high

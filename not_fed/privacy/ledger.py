@@ -1,0 +1,246 @@
+"""A site's account of what its records have spent: reserve before the first gradient, count each step, commit after.
+
+One SQLite file in a private folder. What is on disk is never less than what was started: a reservation is durable
+before `reserve` returns, a step before `start_step` does, and both survive kill -9 and power loss. Budgets belong to
+records and people and not to file names: a data set shares the budgets of every other that holds one of its records (or
+of its people), under whatever name and in whatever order. Loads without torch.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from not_fed.errors import BudgetError, InputError, TrustError
+from not_fed.privacy.accounting import WEAKEST_EPSILON, DpPlan, Unit, WeakEpsilon, require_number
+from not_fed.privacy.cap import Cap
+from not_fed.privacy.identity import KEY_FILE, DataIdentity, HashKey, wrong_key
+from not_fed.privacy.ledger_book import Account, Book, Charge, plan_fields, plan_from, read_account, read_book
+from not_fed.privacy.ledger_rows import SCHEMA, append, newest_head, read_rows
+from not_fed.privacy.ledger_scope import DEFAULT_EPSILON, Scope, scope_of
+from not_fed.privacy.reservation import Reservation, ReservationOver
+from not_fed.store import Store
+
+FILE = "ledger.db"
+FOLDER = "NOT_FED_LEDGER"
+PURPOSES = ("train", "metric", "audit")
+
+
+class LedgerMissing(TrustError):
+    """The key of a ledger is here, and the ledger is not."""
+
+    code = "ledger-missing"
+
+
+class LedgerRolledBack(TrustError):
+    """This ledger does not know a row that an organ was made under: it is an old copy, or another ledger."""
+
+    code = "ledger-rollback"
+
+
+class ReservationChanged(BudgetError):
+    """A run goes on with the data and the plan that were reserved for it, and no others."""
+
+    code = "reservation-changed"
+
+
+def ledger_folder() -> Path:
+    """Where the command keeps this user's ledger: $NOT_FED_LEDGER, or not-fed/ledger in the user's data folder."""
+    if chosen := os.environ.get(FOLDER):
+        return Path(chosen)
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "not-fed" / "ledger"
+
+
+class Ledger:
+    """One ledger. Any number of processes may use it at once."""
+
+    def __init__(self, store: Store, key: HashKey) -> None:
+        self._store, self._key = store, key
+
+    @classmethod
+    def at(cls, folder: Path) -> Ledger:
+        """Open the ledger in a folder; make folder (0700), key and ledger (0600) when there is neither.
+
+        Raises:
+            LedgerMissing: the key is there and the ledger is not.
+            LedgerKeyUnusable: the ledger is there and its key is not, or another.
+            LedgerEdited: a row was changed. StoreDamaged: the file cannot be read.
+        Proved by: tests/attacks/test_ledger.py::test_a_lost_or_changed_key_closes_the_ledger
+        """
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.path.lexists(folder / KEY_FILE) and not os.path.lexists(folder / FILE):
+            raise LedgerMissing(
+                where="ledger", expected=f"{FILE} beside {KEY_FILE}", got="the key alone",
+                hint="restore it from a backup; to begin anew with nothing spent, move the key away, and say so to "
+                "whoever relies on your organs",
+            )  # fmt: skip
+        store = Store(folder / FILE, schema=SCHEMA)
+        with store.transaction() as database:
+            rows = read_rows(database)
+            if not rows:
+                HashKey.create(folder)
+            key = HashKey.load(folder)
+            if not rows:
+                append(database, "ledger", ledger=secrets.token_hex(16), key_mark=key.mark())
+            elif rows[0].fields.get("key_mark") != key.mark():
+                raise wrong_key()
+        return cls(store, key)
+
+    def identify(self, texts: Iterable[str], people: Sequence[str] | None = None) -> DataIdentity:
+        """What this ledger knows a data set by; see `HashKey.identify`."""
+        return self._key.identify(texts, people)
+
+    def set_budget(
+        self, data: DataIdentity, *, name: str, unit: Unit, epsilon: float, delta: float, allow_weak: bool = False
+    ) -> None:
+        """Set what may be spent on these records, and on every earlier data set that they contain.
+
+        Args:
+            name: what to call it; shown, not looked up.
+        Raises:
+            WeakEpsilon: above 10 and not `allow_weak`. BadPlan: epsilon or delta is out of range.
+            UnitsMixed: it is accounted for by another unit already.
+            DeltaDiffers: something was spent at another delta.
+        Guarantees: the filter's order stays as it was if anything was spent.
+        """
+        _check_budget(epsilon=epsilon, delta=delta, allow_weak=allow_weak)
+        with self._reading() as (database, book):
+            scope = scope_of(database, book, data=data, unit=unit, new_budget=True)
+            scope.require_delta(delta, of="budget")
+            own = scope.own or self._open_account(database, scope, name=name, cap=Cap.new(epsilon=epsilon, delta=delta))
+            for account in {own.seq: own, **{one.seq: one for one in scope.contained}}.values():
+                order = account.cap.order if scope.charges else Cap.new(epsilon=epsilon, delta=delta).order
+                append(
+                    database, "budget", account=account.seq, explicit=True,
+                    name=name if account is own else account.name, unit=unit, epsilon=repr(float(epsilon)),
+                    delta=repr(float(delta)), order=order,
+                )  # fmt: skip
+
+    def reserve(
+        self, data: DataIdentity, *, name: str, plan: DpPlan, run: str, purpose: str = "train",
+        cap: float | None = None,
+    ) -> Reservation:  # fmt: skip
+        """Charge a whole plan, durably, before anything of it is computed; or refuse.
+
+        Args:
+            run: of this run alone. A run that was reserved and not committed goes on with what it has.
+            purpose: train, metric or audit.
+            cap: another limit on epsilon, such as a site's policy; the lower one counts.
+        Raises:
+            BudgetSpent: it does not fit; says what would. UnitsMixed, DeltaDiffers: see `set_budget`.
+            ReservationOver: this run was committed. ReservationChanged: it was reserved with another plan or data.
+        Guarantees: two processes cannot spend the same budget; nothing is charged when it raises.
+        Proved by: tests/unit/test_ledger_processes.py::test_processes_at_once_never_overspend
+        """
+        if purpose not in PURPOSES:
+            raise InputError(
+                where="ledger, field purpose", expected=" or ".join(PURPOSES), got="another word",
+                hint="nothing was reserved",
+            )  # fmt: skip
+        stored = plan_from(plan_fields(plan))  # what is charged is what the row says
+        with self._reading() as (database, book):
+            known = _known(book, data=data, plan=stored, run=run, purpose=purpose)
+            if known is not None:
+                return Reservation(self._store, known, limit=cap)
+            scope = scope_of(database, book, data=data, unit=plan.unit)
+            scope.require_delta(plan.delta, of="plan")
+            caps = scope.caps(limit=cap, delta=plan.delta)
+            if scope.allows(stored, caps=caps):
+                charge = self._charge(database, scope, name=name, plan=stored, run=run, purpose=purpose)
+                return Reservation(self._store, charge, limit=cap)
+        raise scope.refusal(stored, caps=caps, name=name)  # outside the transaction: what would fit takes a while
+
+    @property
+    def head(self) -> str:
+        """Hex SHA-256 of the newest row."""
+        with self._store.transaction() as database:
+            return newest_head(database)
+
+    def require_heads(self, heads: Iterable[str]) -> None:
+        """Refuse to go on with a ledger that is older than what was made under it.
+
+        Args:
+            heads: of manifests and passports of this site's own organs.
+        Raises:
+            LedgerRolledBack: one of them is not in the chain.
+            LedgerEdited: the chain is not whole.
+        Proved by: tests/attacks/test_ledger.py::test_a_restored_backup_is_noticed_by_the_organs_made_since
+        """
+        with self._store.transaction() as database:
+            known = {row.hash for row in read_rows(database)}
+        unknown = sorted(set(heads) - known)
+        if unknown:
+            raise LedgerRolledBack(
+                where="ledger", expected=f"the row {unknown[0][:16]}..., which an organ was made under",
+                got=f"{len(known)} rows, and not that one",
+                hint="nothing was spent; find the newer ledger, or set the budget again as if all of it were spent",
+            )  # fmt: skip
+
+    @contextmanager
+    def _reading(self) -> Iterator[tuple[sqlite3.Connection, Book]]:
+        with self._store.transaction() as database:
+            yield database, read_book(read_rows(database))
+
+    def _open_account(self, database: sqlite3.Connection, scope: Scope, *, name: str, cap: Cap) -> Account:
+        row = append(
+            database, "account", data=scope.data.fingerprint, name=name, unit=scope.unit, explicit=False,
+            epsilon=repr(cap.epsilon), delta=repr(cap.delta), order=scope.order or cap.order,
+        )  # fmt: skip
+        account = read_account(row)
+        database.executemany(
+            "INSERT INTO members VALUES (?, ?)", ((member, account.seq) for member in scope.data.members)
+        )
+        return account
+
+    def _charge(
+        self, database: sqlite3.Connection, scope: Scope, *, name: str, plan: DpPlan, run: str, purpose: str
+    ) -> Charge:
+        default = scope.tightest or Cap.new(epsilon=DEFAULT_EPSILON, delta=plan.delta)
+        account = scope.own or self._open_account(database, scope, name=name, cap=default)
+        row = append(
+            database, "reserve", account=account.seq, run=run, name=name, purpose=purpose, plan=plan_fields(plan)
+        )
+        charge = Charge(
+            seq=row.seq, head=row.hash, account=account.seq, run=run, name=name, purpose=purpose,
+            time=row.fields["time"], plan=plan,
+        )  # fmt: skip
+        database.executemany(
+            "INSERT INTO counters VALUES (?, ?, 0, 0)", ((charge.seq, what) for what in charge.counted())
+        )
+        return charge
+
+
+def _known(book: Book, *, data: DataIdentity, plan: DpPlan, run: str, purpose: str) -> Charge | None:
+    """The reservation that this run already has."""
+    mine = [
+        one for one in book.charges.values() if (one.run, one.purpose) == (run, purpose) and one.state != "released"
+    ]
+    if not mine:
+        return None
+    if mine[-1].plan != plan or book.accounts[mine[-1].account].data != data.fingerprint:
+        changed = "another plan" if mine[-1].plan != plan else "other records"
+        raise ReservationChanged(
+            where="ledger, field run", expected="the plan and the records that this run has reserved", got=changed,
+            hint="start a new run for them; nothing was spent",
+        )  # fmt: skip
+    if mine[-1].state == "committed":
+        raise ReservationOver(
+            where="ledger, field run", expected="a run that goes on", got="one that was committed",
+            hint="nothing was spent; start a new run",
+        )  # fmt: skip
+    return mine[-1]
+
+
+def _check_budget(*, epsilon: float, delta: float, allow_weak: bool) -> None:
+    require_number("epsilon", epsilon, least=1e-3, most=1e3)
+    require_number("delta", delta, least=1e-12, most=1e-2)
+    if epsilon > WEAKEST_EPSILON and not allow_weak:
+        raise WeakEpsilon(
+            where="budget, field epsilon", expected=f"at most {WEAKEST_EPSILON:g}", got=f"{epsilon:g}",
+            hint="it protects next to nothing; --allow-weak if that is meant, and nothing was set",
+        )  # fmt: skip
