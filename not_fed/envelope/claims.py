@@ -45,6 +45,7 @@ class Mechanism(Statement):
         records_per_person: how many records of a person joined a step at most; 1 where the unit is the record.
         repeated_steps: steps that were started beyond the plan, after an interruption. They were charged.
         releases: numbers that left with noise, once in each run.
+        repeated_releases: how often one of them was computed beyond that, by name; charged too.
     """
 
     sample_rate: Annotated[float, Field(gt=0, le=1)]
@@ -56,6 +57,7 @@ class Mechanism(Statement):
     records_per_person: Count = 1
     repeated_steps: Annotated[int, Field(ge=0, le=1 << 40)] = 0
     releases: Annotated[tuple[ChargedRelease, ...], Field(max_length=MAX_RELEASES)] = ()
+    repeated_releases: dict[NumberName, Count] = Field(default_factory=dict, max_length=MAX_RELEASES)
     adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
     noise_added_at: Literal["site", "coordinator"] = "site"
 
@@ -63,6 +65,8 @@ class Mechanism(Statement):
     def _each_release_once(self) -> Self:
         if len({release.name for release in self.releases}) != len(self.releases):
             raise ValueError("each release once")
+        if not set(self.repeated_releases) <= {release.name for release in self.releases}:
+            raise ValueError("repeated releases among the releases")
         return self
 
 

@@ -6,11 +6,9 @@ the epsilon beside it, anybody can.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from not_fed.envelope.claims import DpClaim
 from not_fed.errors import TrustError
-from not_fed.privacy.accounting import BadPlan, DpPlan, Epsilon, NoisedRelease, compose
+from not_fed.privacy.accounting import BadPlan, DpPlan, Epsilon, NoisedRelease
 
 TOLERANCE = 0.005  # accountants of another version may stand this far below ours, as a share
 
@@ -47,9 +45,11 @@ def recompute(claim: DpClaim) -> Epsilon:
         BadPlan: the mechanism is outside of what is accounted here, such as almost no noise.
     Proved by: tests/unit/test_claims.py::test_epsilon_is_recomputed_from_the_signed_fields
     """
-    plan, repeated = plan_of(claim), claim.mechanism.repeated_steps
-    again = [replace(plan, steps=repeated, runs=1, releases=())] if repeated else []
-    return compose([plan, *again])
+    mechanism = claim.mechanism
+    again = plan_of(claim).as_claim(
+        repeated_steps=mechanism.repeated_steps, repeated_releases=dict(mechanism.repeated_releases)
+    )
+    return Epsilon(value=again["epsilon"], delta=claim.delta, unit=claim.unit, noise_added_at=mechanism.noise_added_at)
 
 
 def check_claim(claim: DpClaim | None, *, where: str = "passport") -> Epsilon | None:

@@ -225,8 +225,9 @@ MECHANISM = shaped({
     "sample_rate": number(lambda value: 0 < value <= 1), "steps": COUNT, "noise_multiplier": POSITIVE,
     "max_grad_norm": POSITIVE, "divisor": POSITIVE, "runs": COUNT, "adjacency": text("add_or_remove_one"),
     "noise_added_at": text("site|coordinator"), "records_per_person": COUNT, "repeated_steps": whole(0, 1 << 40),
-    "releases": lambda value: RELEASED(value) and each_once(value),
-}, optional=("runs", "adjacency", "noise_added_at", "records_per_person", "repeated_steps", "releases"))  # fmt: skip
+    "releases": lambda value: RELEASED(value) and each_once(value), "repeated_releases": mapped(FAMILY, COUNT, 0, 64),
+}, optional=("runs", "adjacency", "noise_added_at", "records_per_person", "repeated_steps", "releases",
+             "repeated_releases"))  # fmt: skip
 CLAIM = shaped({"epsilon": POSITIVE, "delta": FRACTION, "unit": text("record|person"), "accountant": WORDS,
                 "mechanism": MECHANISM})  # fmt: skip
 NOT_NEGATIVE = number(lambda value: 0 <= value <= 1e12)
@@ -246,7 +247,14 @@ def each_once(releases: list[dict[str, Any]]) -> bool:
 
 
 def is_claim(value: Any) -> bool:  # noqa: ANN401
-    return CLAIM(value) and (value["unit"] == "person" or value["mechanism"].get("records_per_person", 1) == 1)
+    """The fields one by one, and then against each other."""
+    if not CLAIM(value):
+        return False
+    how = value["mechanism"]
+    names = {one["name"] for one in how.get("releases", [])}
+    return (value["unit"] == "person" or how.get("records_per_person", 1) == 1) and (
+        set(how.get("repeated_releases", {})) <= names
+    )
 
 
 def is_predicate(value: Any) -> bool:  # noqa: ANN401

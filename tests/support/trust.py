@@ -38,7 +38,7 @@ DP = {
     "epsilon": 3.1, "delta": 1e-5, "unit": "record", "adjacency": "add_or_remove_one", "sample_rate": 0.01,
     "steps": 1000, "runs": 1, "noise_multiplier": 1.1, "max_grad_norm": 1.0, "divisor": 200.0,
     "accountant": "dp-accounting 0.6 PLD 1e-4", "noise_added_at": "site", "records_per_person": 1,
-    "repeated_steps": 0, "releases": [],
+    "repeated_steps": 0, "releases": [], "repeated_releases": {},
 }  # fmt: skip
 
 

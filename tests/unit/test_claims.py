@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from not_fed import canonical
-from not_fed.envelope.claims import DpClaim
+from not_fed.envelope.claims import BadClaim, DpClaim
 from not_fed.organ.claims import ClaimTooSmall, check_claim, plan_of, recompute
 from not_fed.privacy.accounting import DpPlan, NoisedRelease, compose
 
@@ -39,6 +39,10 @@ def test_repeated_steps_and_releases_are_recomputed_too() -> None:
     assert repeated == compose([PLAN, replace(PLAN, steps=7, runs=1, releases=())])
     assert repeated.value > PLAN.epsilon().value
     assert recompute(claim_of(replace(PLAN, releases=()))).value < PLAN.epsilon().value
+    again = recompute(claim_of(repeated_releases={"mean_loss": 5}))
+    five = tuple(NoisedRelease(name=f"r{number}", noise_multiplier=10.0) for number in range(5))
+    less = replace(PLAN, releases=(*PLAN.releases, *five), runs=1)
+    assert again.value == compose([replace(PLAN, runs=1), less]).value
 
 
 def test_a_claim_below_its_own_mechanism_is_refused() -> None:
@@ -63,3 +67,5 @@ def test_a_mechanism_beyond_accounting_is_refused(mechanism: dict[str, Any]) -> 
 
 def test_a_claim_goes_into_a_manifest_and_comes_back() -> None:
     assert DpClaim.from_training({"dp": claim_of(repeated_steps=3).as_training()}) == claim_of(repeated_steps=3)
+    with pytest.raises(BadClaim):
+        claim_of(repeated_releases={"another": 1})
