@@ -152,6 +152,16 @@ def new_file(path: Path, *, overwrite: bool = False, mode: int = 0o600) -> Itera
         os.close(folder)
 
 
+def require_free(path: Path) -> None:
+    """Settle before long work what would fail after it.
+
+    Raises:
+        OutputExists, NotAFile: as `new_file`.
+    """
+    _refuse_target(path, overwrite=False)
+    os.close(_open_folder(path))
+
+
 def reserve(file: BinaryIO, size_bytes: int) -> None:
     """Take the room for a file before it is written: a full disk is known at once, and writing costs less.
 

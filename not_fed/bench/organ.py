@@ -27,7 +27,7 @@ from not_fed.organ.head_loss import token_losses
 from not_fed.organ.layout import Layout, packable
 from not_fed.organ.prefix import PrefixCache, TokenisedRecords, compute_prefix, tokenise
 from not_fed.organ.split import SplitModel, load_split, load_tokenizer
-from not_fed.organ.train import BETAS, plan_batches
+from not_fed.organ.steps import BETAS, plan_batches
 from not_fed.progress import Progress, silent
 
 SCHEMA = "not-fed/bench-organ/1"
@@ -112,7 +112,7 @@ class Trainee:
                 parameter.requires_grad_()
             return list(self.cut.parameters().values())
         if self.job.method == "lora":
-            return _add_lora(self.cut.model)
+            return add_lora(self.cut.model, rank=LORA_RANK)
         self.cut.model.requires_grad_()
         return list(self.cut.model.parameters())
 
@@ -309,17 +309,22 @@ def _row(name: str, runs: Sequence[dict[str, Any]], times: Times, *, full: float
     }
 
 
-def _add_lora(model: nn.Module) -> list[nn.Parameter]:
+def add_lora(model: nn.Module, *, rank: int) -> list[nn.Parameter]:
+    """PEFT's LoRA on every linear layer but the head, alpha twice the rank, no dropout; returns what learns.
+
+    Raises:
+        InputError: peft is not installed.
+    """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise InputError(
-            where="bench organ",
+            where="benchmark",
             expected="peft, the peer to compare with",
             got="not installed",
             hint="pip install 'not-fed[bench]'",
         ) from None
-    config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=_linear_names(model), lora_dropout=0.0)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_linear_names(model), lora_dropout=0.0)
     inject_adapter_in_model(config, model)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 

@@ -358,7 +358,7 @@ def _show_sealed(path: Path, *, as_json: bool) -> None:
 def _show_plan(base: Base, records: list[str], settings: TrainSettings, *, as_json: bool) -> None:
     from not_fed.organ.prefix import tokenise
     from not_fed.organ.split import load_tokenizer
-    from not_fed.organ.train import plan_batches
+    from not_fed.organ.steps import plan_batches
 
     dp = settings.dp
     if dp is None:

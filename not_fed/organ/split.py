@@ -119,10 +119,15 @@ class SplitModel:
         finally:
             hook.remove()
 
-    def losses(self, hidden: Tensor, layout: Layout, targets: Tensor) -> Tensor:
-        """Negative log-likelihood of each target, nats: span inputs (rows, width, hidden) to (sum of lengths,)."""
+    def losses(self, hidden: Tensor, layout: Layout, targets: Tensor, *, bfloat16: bool = False) -> Tensor:
+        """Negative log-likelihood of each target, nats: span inputs (rows, width, hidden) to (sum of lengths,).
+
+        Args:
+            bfloat16: compute matrix products in that precision; weights stay as they are.
+        """
         weight: Tensor = self.head.weight  # type: ignore[assignment]
-        return token_losses(layout.gather(self.finish(hidden, layout)), weight, targets, softcap=self.softcap)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            return token_losses(layout.gather(self.finish(hidden, layout)), weight, targets, softcap=self.softcap)
 
     def pack(self, records: Sequence[Tensor]) -> Layout:
         """Lay records out for this model, several a row where its family can tell them apart."""

@@ -14,9 +14,8 @@ from not_fed.errors import InputError
 from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import Base
 from not_fed.organ.evaluate import Evaluator
-from not_fed.organ.extract import extract
-from not_fed.organ.train import Diverged, NothingToLearn, Speed, TrainSettings, plan_batches, train
-from not_fed.privacy.accounting import plan_dp
+from not_fed.organ.steps import plan_batches
+from not_fed.organ.train import Diverged, NothingToLearn, Speed, TrainSettings, train
 from tests.support import tiny
 from tests.support.folders import records, save_base
 
@@ -153,34 +152,6 @@ def test_training_starts_from_the_organ_it_is_given(base: Base, tmp_path: Path) 
     for name, tensor in weights(end.path).items():
         assert torch.allclose(tensor, weights(start.path)[name], atol=1e-8), name
     assert end.manifest.parents == (start.sha256,)
-
-
-def test_a_private_run_learns_and_its_manifest_tells_nothing_about_the_records(base: Base, tmp_path: Path) -> None:
-    plan = plan_dp(epsilon=8, delta=1e-5, sample_rate=0.3, steps=12, max_grad_norm=1.0, divisor=50)
-    settings = TrainSettings(span=SPAN, lr=1e-2, dp=plan)
-    trained = train(base, records=records(200), settings=settings, out=tmp_path / "o.organ")
-    how = trained.organ.manifest.training
-    assert how is not None
-    assert how["dp"]["epsilon"] <= 8
-    assert how.keys() == {"mode", "lr", "steps", "dp"}
-    held_out = Evaluator(base, records=records(30, seed=9), span=SPAN)
-    assert held_out.perplexity(tmp_path / "o.organ").value < held_out.perplexity().value
-
-
-def test_two_private_runs_differ_whatever_the_seed(base: Base, tmp_path: Path) -> None:
-    plan = plan_dp(epsilon=8, delta=1e-5, sample_rate=0.3, steps=2, max_grad_norm=1.0, divisor=50)
-    settings = TrainSettings(span=SPAN, dp=plan, seed=1)
-    one, two = (train(base, records=records(30), settings=settings, out=tmp_path / name).organ for name in "ab")
-    assert one.sha256 != two.sha256
-
-
-def test_a_private_run_takes_every_step_of_its_plan_also_when_nobody_is_drawn(base: Base, tmp_path: Path) -> None:
-    plan = plan_dp(epsilon=8, delta=1e-5, sample_rate=0.001, steps=3, max_grad_norm=1.0, divisor=50)
-    trained = train(base, records=records(3), settings=TrainSettings(span=SPAN, dp=plan), out=tmp_path / "o.organ")
-    assert trained.steps == 3
-    changed = weights(trained.organ.path)
-    untouched = weights(extract(base, span=SPAN, out=tmp_path / "base.organ").path)
-    assert any(not torch.equal(changed[name], untouched[name]) for name in changed)  # noise alone moved it
 
 
 def test_a_run_that_diverges_writes_nothing(base: Base, tmp_path: Path) -> None:
