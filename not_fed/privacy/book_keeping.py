@@ -21,9 +21,11 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention, GptOssExperts, GptOssTopKRouter
 from transformers.pytorch_utils import Conv1D
 
 from not_fed.privacy.dp_sgd import clip_factor, zero_sums
+from not_fed.privacy.experts import ExpertsTrace, SinksTrace, check_experts, check_sinks
 from not_fed.privacy.traces import Inputs, MatrixTrace, NormTrace, Rule, Trace, neutral_weight, unknown
 from not_fed.privacy.trainable import Losses, Owner, find_owners, require_eval, total_loss
 
@@ -114,6 +116,14 @@ def rule_for(owner: Owner) -> Rule:
             return MatrixTrace
         if kind in (nn.LayerNorm, nn.RMSNorm) or kind.__name__.endswith("RMSNorm"):
             return partial(NormTrace, neutral=neutral_weight(owner))
+        if kind is GptOssTopKRouter:
+            return MatrixTrace
+    if kind is GptOssExperts:
+        check_experts(owner)
+        return ExpertsTrace
+    if kind is GptOssAttention and trained == {"sinks"}:
+        check_sinks(owner)
+        return SinksTrace
     raise unknown(owner, hint="train with the engine `loop`, which needs no rule, or freeze it")
 
 
