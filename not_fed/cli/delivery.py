@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from not_fed.envelope import Delivery, Expectation, Inclusion, Passport, SeenWaybills
     from not_fed.envelope.claims import Release
     from not_fed.envelope.policy import Demand
+    from not_fed.privacy.accounting import Epsilon
     from not_fed.trust.roster import TrustedRoster
 
 RosterOption = Annotated[Path, typer.Option("--roster", help="The roster you trust. There is no default.")]
@@ -85,15 +86,17 @@ def passport_facts(passport: Passport | None) -> dict[str, Any]:
     if passport is None:
         return dict.fromkeys(
             ("organ_sha256", "base_sha256", "span", "family", "size_bytes", "created", "epsilon", "delta", "unit",
-             "neighbouring", "records_per_person", "audit", "audit_contradicts", "releases", "ledger_head")
+             "neighbouring", "records_per_person", "recomputed_epsilon", "audit", "audit_contradicts", "releases",
+             "ledger_head")
         )  # fmt: skip
-    claim, audit = passport.dp, passport.audit
+    claim, audit, again = passport.dp, passport.audit, recomputed(passport)
     return {
         "organ_sha256": passport.organ_sha256, "base_sha256": passport.base_sha256, "span": list(passport.span),
         "family": passport.family, "size_bytes": passport.organ_size_bytes, "created": format_time(passport.created),
         "epsilon": claim.epsilon if claim else None, "delta": claim.delta if claim else None,
         "unit": claim.unit if claim else None, "neighbouring": claim.mechanism.adjacency if claim else None,
         "records_per_person": claim.mechanism.records_per_person if claim else None,
+        "recomputed_epsilon": again.value if again else None,
         "audit": audit.model_dump(exclude_none=True) if audit else None,
         "audit_contradicts": audit.contradicts(claim) if audit else None,
         "releases": [release.model_dump(exclude_none=True) for release in passport.releases],
@@ -126,7 +129,7 @@ def passport_lines(passport: Passport, roster: TrustedRoster) -> list[tuple[str,
     from not_fed.canonical import format_time
 
     start, stop = passport.span
-    audit = passport.audit
+    audit, again = passport.audit, recomputed(passport)
     return [
         ("made by", f"{passport.author}, {format_time(passport.created)}"),
         ("", roster.members[passport.author].fingerprint),
@@ -134,6 +137,7 @@ def passport_lines(passport: Passport, roster: TrustedRoster) -> list[tuple[str,
         ("digest", passport.organ_sha256),
         ("base", passport.base_sha256),
         ("privacy", privacy_words(passport)),
+        *([] if again is None else [("", f"its mechanism costs {again}, computed here")]),
         ("audit", f"{audit.words(passport.dp)}; by the author's word" if audit else "none"),
         *([("numbers", release_words(passport))] if passport.releases else []),
     ]
@@ -153,6 +157,13 @@ def trust_lines(
     )  # fmt: skip
     lines.append(("log", where))
     return [*lines, *([("policy", f"all demands met: {', '.join(met)}")] if met else [])]
+
+
+def recomputed(passport: Passport) -> Epsilon | None:
+    """What the claim's own mechanism costs, by this machine's accountant; raises ClaimTooSmall when it is more."""
+    from not_fed.organ.claims import check_claim
+
+    return check_claim(passport.dp)
 
 
 def privacy_words(passport: Passport) -> str:

@@ -24,6 +24,7 @@ from not_fed.envelope.seen import CheckOnly, SeenWaybills
 from not_fed.errors import TrustError
 from not_fed.keys import Opener
 from not_fed.organ.checkpoint import Base
+from not_fed.organ.claims import check_claim
 from not_fed.organ.fit import Fit, check_fit
 from not_fed.organ.organ import organ_of, read_organ
 from not_fed.organ.transplant import NOTES, plan_transplant, record_transplant, write_transplant
@@ -70,7 +71,7 @@ def plan_intake(
     Args:
         into: finds the base; called once the sealed organ is known to be trusted.
     Raises:
-        all that `verify_sealed` and `check_fit` raise; WaybillReplayed when it was taken in before.
+        all that `verify_sealed`, `check_claim` and `check_fit` raise; WaybillReplayed when it was taken in before.
     Guarantees: nothing is written, whatever the outcome.
     Proved by: tests/journeys/test_import.py::test_saying_no_leaves_nothing_behind
     """
@@ -79,6 +80,8 @@ def plan_intake(
         expect=expect, seen=seen,
     )  # fmt: skip
     assert verified.header is not None, "verified with a key"
+    assert verified.passport is not None, "verified with a key"
+    check_claim(verified.passport.dp)
     organ, base = organ_of(verified.header, path=delivery.sealed), into()
     fit = check_fit(organ, base=base, at=at, accept_different_base=accept_different_base)
     names = base.span_names(fit.at)

@@ -15,6 +15,7 @@ from not_fed.envelope.header import MAX_METADATA_BYTES
 from not_fed.envelope.manifest import KEY
 from not_fed.envelope.passport import Passport
 from not_fed.errors import FitError, TrustError
+from not_fed.organ.claims import check_claim
 from not_fed.organ.organ import Manifest, OrganInfo, read_organ
 
 
@@ -31,9 +32,13 @@ class ClaimsDiffer(TrustError):
 
 
 def check_claims(organ: OrganInfo, passport: Passport) -> None:
-    """Raise ClaimsDiffer, or BadClaim, unless an organ's manifest claims what its passport does.
+    """Check that an organ's manifest claims what its passport does, and that its mechanism gives that epsilon.
 
     A mean takes its claim from manifests. Opening does not ask this: the passport alone is what a recipient relies on.
+
+    Raises:
+        ClaimsDiffer, BadClaim: manifest and passport differ. ClaimTooSmall: the claim is below its own mechanism.
+    Proved by: tests/attacks/test_passport.py::test_a_manifest_that_claims_another_privacy_is_left_out
     """
     training = organ.manifest.training
     noised = tuple(release for release in passport.releases if release.how == "noised")
@@ -50,6 +55,7 @@ def check_claims(organ: OrganInfo, passport: Passport) -> None:
             got="others",
             hint="use no organ that contradicts its passport; tell its author",
         )
+    check_claim(passport.dp)
 
 
 class OrganMean:

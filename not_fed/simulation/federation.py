@@ -55,9 +55,20 @@ class TrainingTable(Settings):
 
 
 class PrivacyTable(Settings):
-    """The constants of every site's policy, in runs that have an epsilon."""
+    """The constants of every site's policy, in runs that have an epsilon.
 
+    Attributes:
+        budget: what a site may ever spend on its records, over all runs; the run's epsilon when not given. One that is
+            larger leaves room for steps that are repeated after a crash.
+        unit, records_per_person, releases, declared_units: as in a site's policy.
+    """
+
+    budget: float | None = Field(default=None, gt=0, le=10)
     delta: float = Field(default=1e-5, gt=0, lt=0.01)
+    unit: str | None = Field(default=None, min_length=1)
+    records_per_person: int = Field(default=4, ge=1)
+    releases: dict[str, float] = Field(default={})
+    declared_units: float | None = Field(default=None, ge=1)
     sample_rate: float = Field(default=0.05, gt=0, le=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
     divisor: float = Field(gt=0)

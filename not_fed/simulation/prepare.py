@@ -192,7 +192,10 @@ def _policy(federation: FederationFile, run: RunTable, site: SiteTable, base: Ba
         "metrics_that_may_leave": [],
     }
     if run.epsilon is not None and constants is not None:
-        policy["privacy"] = {"required": True, "max_epsilon": run.epsilon, "max_runs": 1, **constants.model_dump()}
+        policy["privacy"] = {
+            "required": True, "max_epsilon": run.epsilon, **constants.model_dump(),
+            "budget": constants.budget or run.epsilon,
+        }  # fmt: skip
     return policy
 
 
@@ -224,7 +227,15 @@ def _write_settings(path: Path, model: type[SitePolicy] | type[FederationPlan], 
 
 
 def to_toml(fields: Mapping[str, Any]) -> str:
-    """Plain values and one level of tables as TOML; None is left out. Strings are written as JSON, which TOML reads."""
+    """Plain values and tables as TOML; None is left out. Strings are written as JSON, which TOML reads.
+
+    >>> print(to_toml({"a": 1, "privacy": {"unit": None, "releases": {"mean_loss": 10.0}}}))
+    a = 1
+    <BLANKLINE>
+    [privacy]
+    releases = {"mean_loss" = 10.0}
+    <BLANKLINE>
+    """
     plain = [
         f"{key} = {_value(value)}"
         for key, value in fields.items()
@@ -239,4 +250,6 @@ def to_toml(fields: Mapping[str, Any]) -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_value(item)}" for key, item in value.items()) + "}"
     return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -5,35 +5,56 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from not_fed import files
+from not_fed.envelope.claims import DpClaim
 from not_fed.envelope.label import label_path
 from not_fed.envelope.open import passport_path
 from not_fed.envelope.passport import Passport, issue_passport, new_passport
 from not_fed.envelope.seal import Sealed, seal_organ
 from not_fed.organ import train as training
-from not_fed.organ.data import read_records
-from not_fed.organ.organ import OrganInfo
-from not_fed.privacy.accounting import DpPlan, plan_dp
+from not_fed.organ.claims import plan_of
+from not_fed.organ.data import Records, read_data
+from not_fed.organ.organ import OrganInfo, read_organ
+from not_fed.privacy.accounting import DpPlan, NoisedRelease, plan_dp
+from not_fed.site.account import RoundAccount, open_ledger, open_round
 from not_fed.site.job import Job
+from not_fed.site.policy import PUBLIC_CONSTANTS, PrivacyPolicy
 from not_fed.site.prefix_cache import PREFIX_FOLDER, PrefixCache, forget_prefixes
 from not_fed.site.state import KeptOrgan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A round's organ, and what the site knows about it.
+
+    Attributes:
+        numbers: computed from the records; what of them may leave is the policy's decision.
+        notes: for the site's own eyes.
+    """
+
+    organ: OrganInfo
+    numbers: Mapping[str, float | None]
+    notes: Mapping[str, object]
 
 
 def make_organ(job: Job, *, start: Path | None) -> tuple[Sealed, Mapping[str, object]]:
     """Train from `start`, sign and seal.
 
     Returns:
-        the sealed organ, and the site's own notes (losses among them), which stay.
+        the sealed organ, and the site's own notes, which stay.
     """
-    plan = fix_plan(job)
-    trained = _train(job, start, plan)
+    out = job.organs / f"own-{job.task.round}.organ"
+    if job.task.privacy is None or job.policy.privacy is None:
+        made = _train_plainly(job, start, out)
+    else:
+        made = _train_privately(job, start, out, job.policy.privacy)
     began = time.monotonic()
-    passport = issue_passport(_passport(job, trained), signer=job.signer)
-    files.write_atomic(passport_path(trained.organ.path), passport + b"\n", overwrite=True)
-    sealed = _seal(job, trained.organ, passport)
+    passport = issue_passport(_passport(job, made), signer=job.signer)
+    files.write_atomic(passport_path(made.organ.path), passport + b"\n", overwrite=True)
+    sealed = _seal(job, made.organ, passport)
     seconds = time.monotonic() - began
     job.state.keep(
         KeptOrgan(
@@ -41,45 +62,123 @@ def make_organ(job: Job, *, start: Path | None) -> tuple[Sealed, Mapping[str, ob
             run=job.task.run,
             round=job.task.round,
             sender=job.policy.name,
-            file=trained.organ.path.name,
-            organ_sha256=trained.organ.sha256,
+            file=made.organ.path.name,
+            organ_sha256=made.organ.sha256,
             seconds=seconds,
         )
     )
-    return sealed, _notes(trained, plan) | {"seal_seconds": seconds, "sealed_bytes": sealed.size_bytes}
+    return sealed, {**made.notes, "seal_seconds": seconds, "sealed_bytes": sealed.size_bytes}
 
 
-def fix_plan(job: Job) -> DpPlan | None:
+def fix_plan(job: Job, own: PrivacyPolicy, records: Records) -> DpPlan:
     """The run's one privacy plan: the policy's constants, fixed before the first training, for all rounds.
 
-    Its noise is such that all rounds of the run together stay within epsilon.
+    Its noise is such that all rounds of the run together, and the numbers that leave with them, stay within epsilon.
 
+    Args:
+        records: only whether they name people is looked at.
     Raises:
         BadPlan, WeakEpsilon, NoiseOutOfReach: the policy's constants cannot reach it; nothing was trained.
     Proved by: tests/journeys/test_federation_bank.py::test_all_rounds_together_cost_the_epsilon_of_the_policy
     """
-    own, proposed = job.policy.privacy, job.task.privacy
-    if own is None or proposed is None:
-        return None
     known = job.state.plan(job.task.run)
     if known is not None:
-        return DpPlan(**known)
+        releases = tuple(NoisedRelease(**release) for release in known.pop("releases"))
+        return DpPlan(**known, releases=releases)
+    proposed = job.task.privacy
     plan = plan_dp(
-        epsilon=min(own.max_epsilon, proposed.epsilon),
+        epsilon=own.max_epsilon if proposed is None else min(own.max_epsilon, proposed.epsilon),
         delta=own.delta,
         sample_rate=own.sample_rate,
         steps=math.ceil(job.task.training.epochs / own.sample_rate),
         max_grad_norm=own.max_grad_norm,
         divisor=own.divisor,
         runs=job.task.rounds,
+        unit=records.unit,
+        records_per_person=own.records_per_person if records.unit == "person" else 1,
+        releases=tuple(
+            NoisedRelease(name=name, noise_multiplier=noise) for name, noise in sorted(own.releases.items())
+        ),
     )
     job.state.fix_plan(job.task.run, asdict(plan))
     return plan
 
 
-def _train(job: Job, start: Path | None, plan: DpPlan | None) -> training.Trained:
-    wishes, out = job.task.training, job.organs / f"own-{job.task.round}.organ"
-    out.unlink(missing_ok=True)  # left by an attempt whose answer never went out
+def _train_plainly(job: Job, start: Path | None, out: Path) -> Made:
+    trained = _train(job, start, out, records=_records(job, unit="record"), plan=None, account=None)
+    numbers: dict[str, float | None] = {
+        "loss_first": trained.loss_first,
+        "loss_last": trained.loss_last,
+        "records": float(trained.records),
+        "steps": float(trained.steps),
+        "tokens": float(trained.tokens),
+    }
+    notes: dict[str, object] = {
+        "organ": out.name,
+        "loss_curve": trained.loss_curve,
+        **numbers,
+        "seconds": trained.seconds,
+        "prefix_seconds": trained.prefix_seconds,
+        "epsilon": None,
+        "delta": None,
+    }
+    return Made(organ=trained.organ, numbers=numbers, notes=notes)
+
+
+def _train_privately(job: Job, start: Path | None, out: Path, own: PrivacyPolicy) -> Made:
+    """Under the run's plan and its reservation. An attempt that trained, and was cut off before its answer, stands."""
+    records = _records(job, unit=own.unit)
+    plan, began = fix_plan(job, own, records), time.monotonic()
+    organ = _finished(out, plan=plan, start=start)
+    ledger = open_ledger(job.home, name=job.policy.name)
+    if organ is None:
+        account = open_round(
+            ledger,
+            records=records,
+            name=Path(job.policy.data).name,
+            plan=plan,
+            policy=own,
+            run=f"{job.task.federation}/{job.task.coordinator}/{job.task.run}",
+            later_runs=job.task.rounds - job.task.round,
+        )
+        organ = _train(job, start, out, records=records, plan=plan, account=account).organ
+        account.close()
+    claim = DpClaim.from_training(organ.manifest.training)
+    numbers: dict[str, float | None] = {
+        "steps": float(plan.steps),
+        "records": float(len(records.texts)),
+        "people": None if records.people is None else float(len(set(records.people))),
+    }
+    notes: dict[str, object] = {
+        "organ": out.name,
+        "steps": plan.steps,
+        "seconds": time.monotonic() - began,
+        "epsilon": None if claim is None else claim.epsilon,
+        "delta": plan.delta,
+        "unit": plan.unit,
+    }
+    return Made(organ=organ, numbers=numbers, notes=notes)
+
+
+def _finished(out: Path, *, plan: DpPlan, start: Path | None) -> OrganInfo | None:
+    """The organ that an attempt at this round left, if it was made by this plan from this start; else it is deleted."""
+    if not out.is_file():
+        return None
+    organ = read_organ(out)
+    claim = DpClaim.from_training(organ.manifest.training)
+    parents = () if start is None else (read_organ(start).sha256,)
+    if claim is not None and plan_of(claim) == plan and organ.manifest.parents == parents:
+        return organ
+    out.unlink()
+    return None
+
+
+def _train(
+    job: Job, start: Path | None, out: Path, *, records: Records, plan: DpPlan | None, account: RoundAccount | None
+) -> training.Trained:
+    wishes, own = job.task.training, job.policy.privacy
+    if account is None:
+        out.unlink(missing_ok=True)  # left by an attempt whose answer never went out
     settings = training.TrainSettings(
         span=job.span,
         lr=wishes.lr,
@@ -89,17 +188,22 @@ def _train(job: Job, start: Path | None, plan: DpPlan | None) -> training.Traine
         warmup=wishes.warmup,
         seed=wishes.seed,
         dp=plan,
+        declared_units=own.declared_units if own else None,
     )
-    records = read_records(job.home.inside(job.policy.data), text_field=job.policy.text_field or "text")
     return training.train(
         job.base,
         records=records,
         init=start,
         settings=settings,
         out=out,
+        charge=account,
         progress=job.progress,
         prefix_store=_prefix_cache(job),
     )
+
+
+def _records(job: Job, *, unit: str | None) -> Records:
+    return read_data(job.home.inside(job.policy.data), text_field=job.policy.text_field or "text", unit=unit)
 
 
 def _prefix_cache(job: Job) -> PrefixCache | None:
@@ -110,25 +214,28 @@ def _prefix_cache(job: Job) -> PrefixCache | None:
     return PrefixCache(job.home.private_folder(f"cache/{PREFIX_FOLDER}") / job.task.run, opener=job.opener)
 
 
-def _passport(job: Job, trained: training.Trained) -> Passport:
-    """What the site claims about the organ; of the numbers it measured, only those that its policy names."""
-    measured = {
-        "loss_first": trained.loss_first,
-        "loss_last": trained.loss_last,
-        "records": float(trained.records),
-        "steps": float(trained.steps),
-        "tokens": float(trained.tokens),
-    }
-    metrics = {name: measured[name] for name in job.policy.metrics_that_may_leave}
+def _passport(job: Job, made: Made) -> Passport:
+    """What the site claims about the organ; of the exact numbers, only those that its policy names."""
     return new_passport(
-        trained.organ.path,
+        made.organ.path,
         author=job.policy.name,
         federation=job.task.federation,
         round_number=job.task.round,
         now=job.now,
-        metrics={name: value for name, value in metrics.items() if value is not None},
-        organ_sha256=trained.organ.sha256,
+        public={name: value for name in _may_leave(job) if (value := made.numbers.get(name)) is not None},
+        organ_sha256=made.organ.sha256,
     )
+
+
+def _may_leave(job: Job) -> set[str]:
+    """Names of exact numbers. Where epsilon makes a promise: public constants, and what was decided in so many words.
+
+    Proved by: tests/attacks/test_site_leaks.py::test_only_numbers_that_the_officer_named_leave_exact
+    """
+    named: set[str] = set(job.policy.metrics_that_may_leave)
+    if job.task.privacy is None or job.policy.privacy is None:
+        return named
+    return (named & PUBLIC_CONSTANTS) | set(job.policy.privacy.public_by_decision)
 
 
 def _seal(job: Job, organ: OrganInfo, passport: bytes) -> Sealed:
@@ -147,20 +254,3 @@ def _seal(job: Job, organ: OrganInfo, passport: bytes) -> Sealed:
         out=out,
         now=job.now,
     )
-
-
-def _notes(trained: training.Trained, plan: DpPlan | None) -> dict[str, object]:
-    """For the site's own eyes; a loss that is not a number (an empty DP sample) is None."""
-    return {
-        "organ": trained.organ.path.name,
-        "loss_curve": [loss if math.isfinite(loss) else None for loss in trained.loss_curve],
-        "loss_first": trained.loss_first,
-        "loss_last": trained.loss_last,
-        "records": trained.records,
-        "steps": trained.steps,
-        "tokens": trained.tokens,
-        "seconds": trained.seconds,
-        "prefix_seconds": trained.prefix_seconds,
-        "epsilon": None if plan is None else plan.epsilon().value,
-        "delta": None if plan is None else plan.delta,
-    }

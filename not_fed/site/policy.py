@@ -7,7 +7,7 @@ policy allows it is refused with a code that names the matter and nothing else.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,7 @@ from not_fed.errors import BudgetError
 from not_fed.settings import Name, Pair, Settings, Sha256
 
 POLICY_FILE = "site.toml"
+PUBLIC_CONSTANTS = frozenset({"steps"})  # known before the records were read
 
 
 class NotAllowed(BudgetError):
@@ -101,18 +102,36 @@ class PrivacyPolicy(Settings):
     """The privacy constants of a site: declared, public, and chosen without looking at the records.
 
     Attributes:
-        max_epsilon: the most that one run may spend, over all its rounds together, at `delta`, per record.
-        max_runs: how many private runs this site takes part in, ever: total spending is at most max_runs * max_epsilon.
+        max_epsilon: the most that one run may spend, over all its rounds together, at `delta`, for one unit.
+        budget: the most that all runs together may ever spend on these records, whoever asks: the ledger in the home
+            enforces it across federations, runs, restarts and other data sets that share a record or a person.
+        unit: what neighbouring data sets differ by: `record`, or the field that names the person. Without it, a field
+            that is known to name people, such as `patient_id`, makes it the person.
+        records_per_person: how many records of one person join a step at most.
         divisor: what a step's noisy sum is divided by; about the expected batch, declared instead of counted.
+        releases: numbers that leave with each round's organ, with this noise multiplier; epsilon covers them.
+        declared_units: what a released mean is divided by; about how many units there are, declared instead of counted.
+        public_by_decision: exact numbers about the records that leave all the same. No epsilon covers them.
     """
 
     required: bool
     max_epsilon: float = Field(gt=0, le=10)
+    budget: float = Field(gt=0, le=10)
     delta: float = Field(gt=0, lt=0.01)
-    max_runs: int = Field(ge=1)
+    unit: str | None = Field(default=None, min_length=1)
+    records_per_person: int = Field(default=4, ge=1)
     sample_rate: float = Field(gt=0, le=1)
     max_grad_norm: float = Field(gt=0)
     divisor: float = Field(gt=0)
+    releases: dict[Literal["mean_loss", "units"], Annotated[float, Field(ge=0.2, le=1e4)]] = Field(default={})
+    declared_units: float | None = Field(default=None, ge=1)
+    public_by_decision: list[Literal["records", "people"]] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _a_mean_has_its_divisor(self) -> Self:
+        if "mean_loss" in self.releases and self.declared_units is None:
+            raise ValueError("declared_units, by which the released mean_loss is divided")
+        return self
 
 
 class SitePolicy(Settings):
@@ -122,7 +141,9 @@ class SitePolicy(Settings):
         data: the records, inside the home or elsewhere; relative to the home.
         base: a model folder (relative to the home) or a name that not-fed knows.
         partners: the sites that this one shares organs with; without it, whoever the stewards put on the roster.
-        metrics_that_may_leave: numbers that may be written into the passport; empty means none.
+        metrics_that_may_leave: exact numbers that may be written into the passport of an organ that was trained without
+            differential privacy; empty means none. With it, only `steps`, which is the plan's own number, and what
+            `[privacy]` names.
     """
 
     name: Name
@@ -145,8 +166,11 @@ class SitePolicy(Settings):
     def _consistent(self) -> Self:
         if any(not 0 <= start < stop for start, stop in self.spans):
             raise ValueError("each span to be [start, stop] with 0 <= start < stop")
-        if self.privacy and self.privacy.required and self.metrics_that_may_leave:
-            raise ValueError("no metrics_that_may_leave where privacy is required: epsilon does not cover them")
+        if self.privacy and self.privacy.required and set(self.metrics_that_may_leave) - PUBLIC_CONSTANTS:
+            raise ValueError(
+                "no metrics_that_may_leave but steps where privacy is required: see privacy.releases, for numbers with "
+                "noise, and privacy.public_by_decision"
+            )
         return self
 
 

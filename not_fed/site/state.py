@@ -18,7 +18,6 @@ from typing import Any
 from not_fed.envelope.seen import WAYBILLS, note_waybill, refuse_known
 from not_fed.envelope.task import Task
 from not_fed.errors import BudgetError, TrustError
-from not_fed.site.policy import NotAllowed
 from not_fed.store import Store
 
 STATE_FILE = "state.db"
@@ -57,12 +56,6 @@ class RunEnded(BudgetError):
     """This run has ended at this site."""
 
     code = "run-ended"
-
-
-class RunsSpent(NotAllowed):
-    """This site has taken part in as many private runs as its policy allows."""
-
-    code = "policy-runs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,18 +114,16 @@ class SiteState:
             )
         return None if row["answer"] is None else json.loads(row["answer"])
 
-    def start(self, task: Task, *, sha256: str, now: datetime, max_private_runs: int | None) -> None:
+    def start(self, task: Task, *, sha256: str, now: datetime) -> None:
         """Reserve this round of this run, on disk, before any work: a crash can only make the site more careful.
 
         Raises:
             RunChanged, RunEnded: not what the run's first task announced. RoundTaken: this round was given away.
-            RunsSpent: a new private run, and the policy's `max_runs` are used up.
         """
         terms = json.dumps(task.terms(), sort_keys=True)
         with self._store.transaction() as database:
             run = database.execute("SELECT * FROM runs WHERE run = ?", (task.run,)).fetchone()
             if run is None:
-                _check_runs_left(database, task, max_private_runs)
                 database.execute(
                     "INSERT INTO runs VALUES (?, ?, ?, ?, NULL, NULL)",
                     (task.run, terms, int(task.privacy is not None), _text(now)),
@@ -203,19 +194,6 @@ class SiteState:
                 KeptOrgan(**dict(row))
                 for row in database.execute("SELECT * FROM organs WHERE run = ? ORDER BY rowid", (run,))
             ]
-
-
-def _check_runs_left(database: sqlite3.Connection, task: Task, max_private_runs: int | None) -> None:
-    if task.privacy is None or max_private_runs is None:
-        return
-    spent = database.execute("SELECT count(*) FROM runs WHERE private = 1").fetchone()[0]
-    if spent >= max_private_runs:
-        raise RunsSpent(
-            where="task, field run",
-            expected=f"at most {max_private_runs} private runs on these records",
-            got="one more",
-            hint="nothing was spent; whoever signs site.toml decides about max_runs",
-        )
 
 
 def _check_same_run(run: sqlite3.Row, terms: str) -> None:

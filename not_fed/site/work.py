@@ -91,7 +91,7 @@ def answer_task(
         if stored is not None:
             return _from_stored(stored, home)
         check_parcels(task, parcels, me=policy.name, state=state)
-        state.start(task, sha256=digest, now=now, max_private_runs=policy.privacy.max_runs if policy.privacy else None)
+        state.start(task, sha256=digest, now=now)
         answer, notes = _do(
             task, parcels, policy=policy, place=place, roster=roster, state=state, now=now, progress=progress
         )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from not_fed import settings
 from not_fed.envelope.task import ProposedPrivacy, Task, Training
+from not_fed.privacy.release import RELEASES
 from not_fed.settings import BadSettings
-from not_fed.site.policy import NotAllowed, SitePolicy, load_policy, permit
+from not_fed.site.policy import NotAllowed, PrivacyPolicy, SitePolicy, load_policy, permit
 
 POLICY: dict[str, Any] = {
     "name": "clinic",
@@ -28,7 +29,7 @@ POLICY: dict[str, Any] = {
         "required": True,
         "max_epsilon": 4.0,
         "delta": 1e-5,
-        "max_runs": 1,
+        "budget": 8.0,
         "sample_rate": 0.1,
         "max_grad_norm": 1.0,
         "divisor": 10.0,
@@ -112,6 +113,13 @@ def test_a_site_that_requires_no_privacy_trains_without() -> None:
         ({"surprise": 1}, "surprise"),
         ({"spans": [[3, 1]]}, "the file"),
         ({"metrics_that_may_leave": ["loss_last"]}, "the file"),
+        ({"metrics_that_may_leave": ["steps", "records"]}, "the file"),
+        ({"privacy": {**POLICY["privacy"], "max_runs": 1}}, "privacy.max_runs"),
+        ({"privacy": {**POLICY["privacy"], "budget": 11.0}}, "privacy.budget"),
+        ({"privacy": {**POLICY["privacy"], "releases": {"mean_loss": 10.0}}}, "privacy"),
+        ({"privacy": {**POLICY["privacy"], "releases": {"loss_last": 10.0}}}, "privacy.releases.loss_last.[key]"),
+        ({"privacy": {**POLICY["privacy"], "releases": {"units": 0.1}}}, "privacy.releases.units"),
+        ({"privacy": {**POLICY["privacy"], "public_by_decision": ["loss_last"]}}, "privacy.public_by_decision.0"),
         ({"metrics_that_may_leave": ["records of patients"]}, "metrics_that_may_leave.0"),
     ],
 )
@@ -119,6 +127,23 @@ def test_a_wrong_setting_is_named_with_its_file(changes: dict[str, Any], field: 
     with pytest.raises(BadSettings) as error:
         policy(**changes)
     assert error.value.where == f"test, field {field}"
+
+
+def test_a_policy_names_every_number_that_may_leave() -> None:
+    """Noised ones with their noise, exact ones under a name that says so, and the plan's own number of steps."""
+    privacy = {
+        **POLICY["privacy"], "releases": {"mean_loss": 10.0, "units": 5}, "declared_units": 100,
+        "public_by_decision": ["records"], "unit": "patient_id", "records_per_person": 2,
+    }  # fmt: skip
+    own = policy(privacy=privacy, metrics_that_may_leave=["steps"]).privacy
+    assert own is not None
+    assert own.releases == {"mean_loss": 10.0, "units": 5.0}
+    assert (own.declared_units, own.public_by_decision, own.unit) == (100.0, ["records"], "patient_id")
+    assert policy(privacy={**POLICY["privacy"], "required": False}, metrics_that_may_leave=["loss_last"]).privacy
+
+
+def test_what_may_leave_with_noise_is_what_can() -> None:
+    assert set(get_args(get_args(PrivacyPolicy.model_fields["releases"].annotation)[0])) == set(RELEASES)
 
 
 def test_a_missing_field_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from not_fed.envelope.task import ProposedPrivacy, Task, Training
 from not_fed.envelope.waybill import WaybillReplayed
 from not_fed.keys import Opener
 from not_fed.site.prefix_cache import PrefixCache, forget_prefixes
-from not_fed.site.state import KeptOrgan, RoundTaken, RunChanged, RunEnded, RunsSpent, SiteState, TaskChanged
+from not_fed.site.state import KeptOrgan, RoundTaken, RunChanged, RunEnded, SiteState, TaskChanged
 
 
 def clock() -> datetime:
@@ -59,8 +59,8 @@ def last_task(number: int) -> Task:
     return task(number, round=2, kind="receive", parcels=parcels)
 
 
-def start(state: SiteState, order: Task, *, runs: int | None = None) -> None:
-    state.start(order, sha256=order.id * 2, now=clock(), max_private_runs=runs)
+def start(state: SiteState, order: Task) -> None:
+    state.start(order, sha256=order.id * 2, now=clock())
 
 
 def finish(state: SiteState, order: Task, answer: dict[str, Any] | None = None) -> None:
@@ -143,15 +143,6 @@ def test_a_run_that_ended_here_stays_ended(tmp_path: Path) -> None:
     assert state.open_runs() == []
     with pytest.raises(RunEnded):
         start(state, task(3, round=2, parcels=({"sender": "ward", **REF},)))
-
-
-def test_private_runs_are_counted_when_they_start_not_when_they_end(tmp_path: Path) -> None:
-    state = SiteState(tmp_path)
-    start(state, task(1), runs=1)  # and then a crash
-    start(state, task(1), runs=1)  # the same run goes on
-    with pytest.raises(RunsSpent):
-        start(state, task(2, run="second"), runs=1)
-    start(state, task(3, run="third", privacy=None), runs=1)
 
 
 def test_a_privacy_plan_is_fixed_once(tmp_path: Path) -> None:
