@@ -33,7 +33,7 @@ from not_fed.privacy.dp_sgd import clip_factor
 from not_fed.privacy.randomness import RandomSource, keystream
 from not_fed.privacy.sampling import poisson_subset
 
-METHOD = "one-run audit with Dirac canaries (Steinke et al. 2023; Mahloujifar et al. 2024), noise and sampling tests"
+METHOD = "one-run audit with canaries (Steinke 2023, Mahloujifar 2024), noise and sampling tests"
 METHOD_WITHOUT_ROOM = "noise and sampling tests; too few weights for an audit with canaries"
 CANARIES, FEWEST_CANARIES = 5000, 100
 COORDINATES_PER_CANARY = 8  # canaries stay on at most an eighth of the coordinates, so that they do not hurt learning

@@ -158,14 +158,19 @@ def expect(sample_rate: float, noise_multiplier: float, steps: int, *, canaries:
     )
 
 
-def typical_bounds(law: Law, *, canaries: int, delta: float) -> Bounds:
-    """The lower bounds when guesses go as they go on average."""
+def typical_guesses(law: Law, *, canaries: int) -> tuple[Guesses, ...]:
+    """Guesses that go as they go on average."""
     guesses = []
     for top, bottom in plans_of_guesses(canaries):
         right = top * law.members_above(top / canaries)
         right += bottom * law.strangers_below(bottom / canaries) if bottom else 0.0
         guesses.append(Guesses(tried=top + bottom, right=round(right)))
-    return bounds_of(guesses, canaries=canaries, delta=delta)
+    return tuple(guesses)
+
+
+def typical_bounds(law: Law, *, canaries: int, delta: float) -> Bounds:
+    """The lower bounds when guesses go as they go on average."""
+    return bounds_of(typical_guesses(law, canaries=canaries), canaries=canaries, delta=delta)
 
 
 def _lucky(count: int, canaries: int, luck: float) -> float:
