@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from not_fed.privacy.matrices import (
-    as_column,
     exact,
     gram,
     gram_is_cheaper,
@@ -29,8 +28,8 @@ from not_fed.privacy.matrices import (
     squares,
     weighted,
 )
-from not_fed.privacy.trainable import Owner
 from not_fed.privacy.traces import Inputs, misused, unknown
+from not_fed.privacy.trainable import Owner
 
 MATRICES = (("gate_up_proj", "gate_up_proj_bias"), ("down_proj", "down_proj_bias"))
 
