@@ -1,0 +1,80 @@
+"""What an attack found, in sentences that claim no more than the intervals do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from not_fed.bench.attack_membership import LIRA, REFERENCE
+
+STAYS = (
+    "Computed from private records without noise, and charged to no budget: for the data holder's eyes. "
+    "Nothing of this may leave; the organs that were trained for it are deleted."
+)
+OWN_STAYS = "Computed from private records without noise: for the data holder's eyes. Nothing of this may leave."
+
+
+def best_attack(row: Mapping[str, Any]) -> str:
+    """The stronger attacker that was run."""
+    return LIRA if LIRA in row["attacks"] else REFERENCE
+
+
+def membership_verdict(row: Mapping[str, Any]) -> str:
+    """`told apart`, `not told from chance`, or `contradicts its claim`, by the stronger attacker's intervals."""
+    attack = row["attacks"][best_attack(row)]
+    refuted = max((one["refuted"]["epsilon"] for one in row["attacks"].values() if "refuted" in one), default=0.0)
+    if row.get("epsilon") is not None and refuted > row["epsilon"]:
+        return "contradicts its claim"
+    return "told apart" if attack["auc"]["ci_low"] > 0.5 else "not told from chance"
+
+
+def extraction_verdict(row: Mapping[str, Any]) -> str:
+    """`told`, where planted secrets rank higher than luck explains or were written out; else `not told from chance`."""
+    return "told" if any(_told(one) for one in row["exposure"] if one["repeats"]) else "not told from chance"
+
+
+def sentences(result: Mapping[str, Any]) -> list[str]:
+    """One sentence for each kind of training."""
+    if result["attack"] == "membership":
+        return [_membership(row, unit=result["unit"]) for row in result["kinds"]]
+    return [_extraction(row) for row in result["kinds"]]
+
+
+def verdict(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """In a few words that programs can compare."""
+    return membership_verdict(row) if result["attack"] == "membership" else extraction_verdict(row)
+
+
+def _membership(row: Mapping[str, Any], *, unit: str) -> str:
+    attack = row["attacks"][best_attack(row)]
+    auc = attack["auc"]
+    measured = f"AUC {auc['value']:.2f}, 95 % interval {auc['ci_low']:.2f} to {auc['ci_high']:.2f}"
+    verdict = membership_verdict(row)
+    who = f"{unit}s"
+    if verdict == "contradicts its claim":
+        refuted = max(one["refuted"]["epsilon"] for one in row["attacks"].values())
+        return (
+            f"{row['name']}: ALARM, the attack refutes every epsilon below {refuted:.2f}, and the claim is "
+            f"{row['epsilon']:.2f} ({measured}); one run in twenty of a right claim does so by chance."
+        )
+    if verdict == "told apart":
+        return f"{row['name']}: {who} that were trained on can be told from others better than by chance ({measured})."
+    return f"{row['name']}: this attack did not tell {who} that were trained on from others ({measured})."
+
+
+def _extraction(row: Mapping[str, Any]) -> str:
+    most = row["exposure"][-1]
+    bits, luck = most["mean_bits"]["value"], most["chance_below"]
+    measured = f"{bits:.1f} bits at {most['repeats']} repeats, luck stays below {luck:.1f}"
+    written = sum(one["written_out"] for one in row["exposure"] if one["repeats"])
+    told = [str(one["repeats"]) for one in row["exposure"] if one["repeats"] and _told(one)]
+    if told:
+        return (
+            f"{row['name']}: planted secrets came through at {', '.join(told)} repeats ({measured}); "
+            f"{written} were written out word for word."
+        )
+    return f"{row['name']}: planted secrets did not rank higher than luck explains ({measured}); {written} written out."
+
+
+def _told(one: Mapping[str, Any]) -> bool:
+    return bool(one["mean_bits"]["value"] > one["chance_below"] or one["written_out"])
