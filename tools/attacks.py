@@ -35,7 +35,7 @@ SUBJECTS = {  # attacks beyond the list: by the file that they are in
     ),
     "The organ inside": "tensor_header organ_payload", "The roster": "roster ceremony draft members stewards",
     "Log and recall": "log logged recall", "Keys": "keys", "Files and folders": "inputs filesystem disk known_digest",
-    "The command": "command terminal", "The federation": "curious_server federation flower poisoned",
+    "The command": "command terminal", "The federation": "curious_server federation flower poisoned site",
 }  # fmt: skip
 OWN_CHAPTERS = {subject: title for title, subjects in SUBJECTS.items() for subject in subjects.split()}
 INTRODUCTION = """# What was tried against it

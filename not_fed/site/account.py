@@ -1,4 +1,4 @@
-"""A site's account of what its records have spent: one ledger in its home, whichever federation, run or restart asks.
+"""A site's account of what its records have spent: one ledger, whichever federation, run or restart asks.
 
 A run of all its rounds is reserved before the first gradient of the first round, each step is counted before it begins,
 and what an old copy of the ledger has forgotten is remembered by the passports of this site's own organs.
@@ -20,7 +20,7 @@ from not_fed.privacy.ledger import Ledger
 from not_fed.privacy.reservation import Reservation
 from not_fed.site.policy import PrivacyPolicy
 
-LEDGER, ORGANS = "ledger", "organs"
+ORGANS = "organs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class RoundAccount:
             self.held.commit()
 
 
-def open_ledger(home: Home, *, name: str) -> Ledger:
+def open_ledger(home: Home, *, name: str, policy: PrivacyPolicy) -> Ledger:
     """The site's ledger, known to be no older than the organs that were made under it.
 
     Raises:
@@ -78,7 +78,7 @@ def open_ledger(home: Home, *, name: str) -> Ledger:
         LedgerMissing, LedgerKeyUnusable, LedgerEdited, StoreDamaged.
     Proved by: tests/attacks/test_site_account.py::test_an_old_ledger_is_noticed_by_the_sites_own_organs
     """
-    ledger = Ledger.at(home.private_folder(LEDGER))
+    ledger = Ledger.at(home.inside(policy.ledger))
     ledger.require_heads(own_heads(home, name=name))
     return ledger
 

@@ -103,8 +103,9 @@ class PrivacyPolicy(Settings):
 
     Attributes:
         max_epsilon: the most that one run may spend, over all its rounds together, at `delta`, for one unit.
-        budget: the most that all runs together may ever spend on these records, whoever asks: the ledger in the home
-            enforces it across federations, runs, restarts and other data sets that share a record or a person.
+        budget: the most that all runs together may ever spend on these records, whoever asks: the ledger enforces
+            it across runs, restarts and other data sets that share a record or a person.
+        ledger: its folder, relative to the home; a holder with a home for each federation names one folder in all.
         unit: what neighbouring data sets differ by: `record`, or the field that names the person. Without it, a field
             that is known to name people, such as `patient_id`, makes it the person.
         records_per_person: how many records of one person join a step at most.
@@ -117,6 +118,7 @@ class PrivacyPolicy(Settings):
     required: bool
     max_epsilon: float = Field(gt=0, le=10)
     budget: float = Field(gt=0, le=10)
+    ledger: str = Field(default="ledger", min_length=1)
     delta: float = Field(gt=0, lt=0.01)
     unit: str | None = Field(default=None, min_length=1)
     records_per_person: int = Field(default=4, ge=1)
