@@ -20,9 +20,11 @@ from not_fed.privacy.accounting import WEAKEST_EPSILON, DpPlan, Unit, WeakEpsilo
 from not_fed.privacy.cap import Cap
 from not_fed.privacy.identity import KEY_FILE, DataIdentity, HashKey, wrong_key
 from not_fed.privacy.ledger_book import Account, Book, Charge, plan_fields, plan_from, read_account, read_book
+from not_fed.privacy.ledger_check import check_counters, check_heads, check_members
 from not_fed.privacy.ledger_rows import SCHEMA, append, newest_head, read_rows
 from not_fed.privacy.ledger_scope import DEFAULT_EPSILON, Scope, scope_of
 from not_fed.privacy.reservation import Reservation, ReservationOver
+from not_fed.privacy.statement import Cost, Entry, Standing, cost_of, history_of, standing_of
 from not_fed.store import Store
 
 FILE = "ledger.db"
@@ -34,12 +36,6 @@ class LedgerMissing(TrustError):
     """The key of a ledger is here, and the ledger is not."""
 
     code = "ledger-missing"
-
-
-class LedgerRolledBack(TrustError):
-    """This ledger does not know a row that an organ was made under: it is an old copy, or another ledger."""
-
-    code = "ledger-rollback"
 
 
 class ReservationChanged(BudgetError):
@@ -106,7 +102,7 @@ class Ledger:
             WeakEpsilon: above 10 and not `allow_weak`. BadPlan: epsilon or delta is out of range.
             UnitsMixed: it is accounted for by another unit already.
             DeltaDiffers: something was spent at another delta.
-        Guarantees: the filter's order stays as it was if anything was spent.
+        Guarantees: the filter's order stays as it was if anything was spent. Setting what is set adds no row.
         """
         _check_budget(epsilon=epsilon, delta=delta, allow_weak=allow_weak)
         with self._reading() as (database, book):
@@ -115,6 +111,9 @@ class Ledger:
             own = scope.own or self._open_account(database, scope, name=name, cap=Cap.new(epsilon=epsilon, delta=delta))
             for account in {own.seq: own, **{one.seq: one for one in scope.contained}}.values():
                 order = account.cap.order if scope.charges else Cap.new(epsilon=epsilon, delta=delta).order
+                wanted = Cap(epsilon=epsilon, delta=delta, order=order)
+                if account.explicit and (account.unit, account.cap) == (unit, wanted):
+                    continue
                 append(
                     database, "budget", account=account.seq, explicit=True,
                     name=name if account is own else account.name, unit=unit, epsilon=repr(float(epsilon)),
@@ -147,6 +146,7 @@ class Ledger:
             known = _known(book, data=data, plan=stored, run=run, purpose=purpose)
             if known is not None:
                 return Reservation(self._store, known, limit=cap)
+            check_members(database, book)
             scope = scope_of(database, book, data=data, unit=plan.unit)
             scope.require_delta(plan.delta, of="plan")
             caps = scope.caps(limit=cap, delta=plan.delta)
@@ -161,25 +161,87 @@ class Ledger:
         with self._store.transaction() as database:
             return newest_head(database)
 
+    def standing(self, data: DataIdentity, *, unit: Unit, limit: float | None = None) -> Standing:
+        """Where these records stand with their budget; `limit` as `cap` in `reserve`. Changes nothing."""
+        with self._reading() as (database, book):
+            scope = scope_of(database, book, data=data, unit=unit)
+        return standing_of(scope, limit=limit)
+
+    def unit_of(self, data: DataIdentity) -> Unit | None:
+        """The unit by which exactly these records are accounted for, if they are."""
+        with self._reading() as (_, book):
+            return next((one.unit for one in book.accounts.values() if one.data == data.fingerprint), None)
+
+    def standings(self) -> list[Standing]:
+        """Where every account stands, oldest first."""
+        with self._reading() as (database, book):
+            scopes = [
+                scope_of(database, book, data=account, unit=account.unit, new_budget=True)
+                for account in book.accounts.values()
+            ]
+        return [standing_of(scope) for scope in scopes]
+
+    def would_cost(self, data: DataIdentity, *, plan: DpPlan, cap: float | None = None) -> Cost:
+        """What `reserve` would charge, and whether it would; for dry runs.
+
+        Raises:
+            UnitsMixed, DeltaDiffers: as `reserve`.
+        Guarantees: nothing is reserved, and no account is opened.
+        Proved by: tests/unit/test_ledger.py::test_a_dry_run_says_what_reserving_would_do_and_does_nothing
+        """
+        stored = plan_from(plan_fields(plan))
+        with self._reading() as (database, book):
+            scope = scope_of(database, book, data=data, unit=plan.unit)
+            scope.require_delta(plan.delta, of="plan")
+        return cost_of(scope, stored, limit=cap)
+
+    def history(self, data: DataIdentity | None = None, *, unit: Unit = "record") -> list[Entry]:
+        """Every reservation that counts for these records, or of the whole ledger, oldest first.
+
+        Over the whole ledger each line is composed with those before it on the same account only.
+        """
+        with self._reading() as (database, book):
+            if data is not None:
+                return history_of(scope_of(database, book, data=data, unit=unit).charges)
+            charges = list(book.charges.values())
+        entries = [
+            entry
+            for account in book.accounts
+            for entry in history_of([charge for charge in charges if charge.account == account])
+        ]
+        return sorted(entries, key=lambda entry: entry.charge.seq)
+
+    def verify(self, heads: Iterable[str] = ()) -> int:
+        """Check everything that can be checked, and that the ledger is not older than what was made under it.
+
+        Args:
+            heads: of manifests and passports of this site's own organs.
+        Returns:
+            how many rows there are.
+        Raises:
+            LedgerEdited: rows, members or counters are not what was written. LedgerRolledBack: a head is unknown.
+        Proved by: tests/attacks/test_ledger.py::test_an_edited_row_is_noticed
+        """
+        with self._store.transaction() as database:
+            rows = read_rows(database)
+            book = read_book(rows)
+            check_members(database, book)
+            check_counters(database, book)
+        check_heads(rows, heads)
+        return len(rows)
+
     def require_heads(self, heads: Iterable[str]) -> None:
         """Refuse to go on with a ledger that is older than what was made under it.
 
         Args:
             heads: of manifests and passports of this site's own organs.
         Raises:
-            LedgerRolledBack: one of them is not in the chain.
-            LedgerEdited: the chain is not whole.
+            LedgerRolledBack: one of them is not in the chain. LedgerEdited: the chain is not whole.
         Proved by: tests/attacks/test_ledger.py::test_a_restored_backup_is_noticed_by_the_organs_made_since
         """
         with self._store.transaction() as database:
-            known = {row.hash for row in read_rows(database)}
-        unknown = sorted(set(heads) - known)
-        if unknown:
-            raise LedgerRolledBack(
-                where="ledger", expected=f"the row {unknown[0][:16]}..., which an organ was made under",
-                got=f"{len(known)} rows, and not that one",
-                hint="nothing was spent; find the newer ledger, or set the budget again as if all of it were spent",
-            )  # fmt: skip
+            rows = read_rows(database)
+        check_heads(rows, heads)
 
     @contextmanager
     def _reading(self) -> Iterator[tuple[sqlite3.Connection, Book]]:

@@ -124,10 +124,17 @@ def plan_fields(plan: DpPlan) -> dict[str, Any]:
 
 def plan_from(fields: Mapping[str, Any]) -> DpPlan:
     """The plan that a row holds."""
-    numbers = ("sample_rate", "noise_multiplier", "max_grad_norm", "divisor", "delta")
     return DpPlan(
-        **{name: float(fields[name]) for name in numbers},
-        **{name: fields[name] for name in ("steps", "runs", "unit", "records_per_person", "adjacency")},
+        sample_rate=float(fields["sample_rate"]),
+        noise_multiplier=float(fields["noise_multiplier"]),
+        steps=fields["steps"],
+        runs=fields["runs"],
+        max_grad_norm=float(fields["max_grad_norm"]),
+        divisor=float(fields["divisor"]),
+        delta=float(fields["delta"]),
+        unit=fields["unit"],
+        records_per_person=fields["records_per_person"],
+        adjacency=fields["adjacency"],
         releases=tuple(
             NoisedRelease(name=one["name"], noise_multiplier=float(one["noise_multiplier"]))
             for one in fields["releases"]

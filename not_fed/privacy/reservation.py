@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from not_fed.errors import BudgetError
@@ -52,6 +53,10 @@ class Reservation:
         """Hex SHA-256 of the ledger's newest row: for the manifest and the passport."""
         with self._store.transaction() as database:
             return newest_head(database)
+
+    def session(self) -> AbstractContextManager[None]:
+        """Keep the ledger's file open for the block: a step then costs one write to disk and no more."""
+        return self._store.session()
 
     def start_step(self, *, remaining: int) -> None:
         """Count one step, durably, before anything of it is computed.
