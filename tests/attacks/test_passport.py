@@ -5,25 +5,36 @@ Powers: a member with both of its own keys. Lacks: the author's signature over o
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from not_fed import canonical
-from not_fed.envelope import Expectation, ImportPolicy, issue_passport
+from not_fed.envelope import Expectation, ImportPolicy, issue_passport, new_passport
 from not_fed.envelope.checks import BaseNotExpected, OrganRecalled, OtherSpan, WaybillMismatch
+from not_fed.envelope.claims import DpClaim
 from not_fed.envelope.dsse import MalformedSigned, NewerFormat
 from not_fed.envelope.open import OrganMismatch
 from not_fed.envelope.passport import PAYLOAD_TYPE as PASSPORT_TYPE
 from not_fed.envelope.policy import EpsilonRefused
 from not_fed.errors import InputError, NotFedError, TrustError
+from not_fed.organ.claims import ClaimTooSmall, recompute
+from not_fed.organ.merge import ClaimsDiffer, check_claims
+from not_fed.organ.organ import read_organ
 from not_fed.trust.roster import recall_organ
 from tests.support.attacks import assert_not_sealed, assert_opens, assert_seals, misshapen
 from tests.support.trust import DP, NOW, Federation, Forger, Parcel, assert_refused, organ_bytes
 
 MECHANISM = {"sample_rate": 0.1, "steps": 10, "noise_multiplier": 1.0, "max_grad_norm": 1.0, "divisor": 10.0}
 CLAIM = {"epsilon": 1.0, "delta": 1e-5, "unit": "record", "accountant": "PLD", "mechanism": MECHANISM}
+CHARGED = {"name": "mean_loss", "noise_multiplier": 10.0}
+LEFT = CHARGED | {"value": 2.5, "how": "noised", "sensitivity": 4.0, "divisor": 100.0}
+PERSON = CLAIM | {
+    "unit": "person", "mechanism": MECHANISM | {"records_per_person": 4, "repeated_steps": 2, "releases": [CHARGED]}
+}  # fmt: skip
 AUDIT = {"method": "one run", "epsilon_lower_bound": 0.4, "confidence": 0.95, "canaries": 1000}
 
 
@@ -183,11 +194,17 @@ def test_privacy_claims_that_mean_nothing_are_refused(forger: Forger, parcel: Pa
         {"sample_rate": 0}, {"sample_rate": 1.01}, {"steps": 0}, {"steps": 1.5}, {"steps": 1 << 41},
         {"noise_multiplier": 0}, {"noise_multiplier": -1.0}, {"max_grad_norm": 0}, {"max_grad_norm": 1e13},
         {"divisor": 0}, {"runs": 0}, {"adjacency": "replace_one"}, {"noise_added_at": "nowhere"}, {"seed": 1},
+        {"records_per_person": 2}, {"records_per_person": 0}, {"repeated_steps": -1}, {"repeated_steps": 0.5},
+        {"releases": [{"name": "mean_loss"}]}, {"releases": [{"name": "mean_loss", "noise_multiplier": 0}]},
+        {"releases": [{"name": "a b", "noise_multiplier": 1}]}, {"releases": [CHARGED, CHARGED]},
+        {"releases": [CHARGED | {"name": f"r{n}"} for n in range(65)]}, {"releases": {"mean_loss": 10}},
+        {"repeated_releases": {"mean_loss": 1}}, {"releases": [CHARGED], "repeated_releases": {"mean_loss": 0}},
     ],
     ids=str,
 )  # fmt: skip
 def test_a_mechanism_that_cannot_be_is_refused(forger: Forger, parcel: Parcel, mechanism: dict[str, object]) -> None:
-    """Own. The claim's mechanism is impossible: no noise, a sample rate above one, half a step, another adjacency.
+    """Own. The claim's mechanism is impossible: no noise, a sample rate above one, half a step, another adjacency,
+    several records in a unit of one record, numbers that leave without noise, twice, or were repeated but never left.
 
     Powers: an author with both keys. Control: the possible mechanism beside the same epsilon is accepted.
     """
@@ -202,6 +219,8 @@ def test_a_mechanism_that_cannot_be_is_refused(forger: Forger, parcel: Parcel, m
     [
         {"epsilon_lower_bound": -0.1}, {"epsilon_lower_bound": True}, {"confidence": 0}, {"confidence": 1},
         {"confidence": "0.95"}, {"canaries": 0}, {"canaries": 1.5}, {"method": ""}, {"method": "x" * 201}, {"extra": 1},
+        {"delta": 0}, {"delta": 1}, {"fdp_epsilon_lower_bound": -1}, {"expected_at_most": "low"}, {"noise_ratio": -0.1},
+        {"noise_ratio": 1e13}, {"steps": 0}, {"verdict": "fine"}, {"verdict": True},
     ],
     ids=str,
 )  # fmt: skip
@@ -216,6 +235,113 @@ def test_an_audit_that_means_nothing_is_refused(forger: Forger, parcel: Parcel, 
     opened = assert_opens(parcel)
     assert opened.passport.audit is not None
     assert opened.passport.audit.canaries == 1000
+
+
+@pytest.mark.parametrize(
+    "releases",
+    [
+        [{"name": "mean_loss", "value": 2.5}], [LEFT | {"how": "public"}], [LEFT | {"divisor": None}],
+        [{"name": "records", "value": 100.0, "how": "noised"}], [LEFT | {"sensitivity": 0}], [LEFT, LEFT],
+        [LEFT | {"value": 1e31}], [LEFT | {"value": True}], [LEFT | {"how": "secret"}], [LEFT | {"extra": 1}],
+        [LEFT | {"name": "another"}], [LEFT | {"noise_multiplier": 9.999}], [LEFT | {"name": "a\n"}],
+        [{"name": f"r{n}", "value": 1.0, "how": "public"} for n in range(65)], {"mean_loss": 2.5}, "mean_loss",
+    ],
+    ids=lambda releases: str(releases)[:60],
+)  # fmt: skip
+def test_numbers_that_left_say_how_and_are_in_the_claim(forger: Forger, parcel: Parcel, releases: object) -> None:
+    """Own. A number leaves without saying how, half noised, twice, or with noise that the claim does not count: under
+    another name, or less of it than epsilon was computed from.
+
+    Powers: an author with both keys. Control: a noised number that the claim counts, and a public one, are accepted.
+    """
+    forger.rewrite(passport=forger.passport_with(dp=PERSON, releases=releases))
+    assert_refused(parcel, MalformedSigned)
+    public = {"name": "records", "value": 340.0, "how": "public"}
+    forger.rewrite(passport=forger.passport_with(dp=PERSON, releases=[LEFT, public], ledger_head="ab" * 32))
+    opened = assert_opens(parcel)
+    assert [release.how for release in opened.passport.releases] == ["noised", "public"]
+    assert opened.passport.ledger_head == "ab" * 32
+    forger.rewrite(passport=forger.passport_with(releases=[LEFT]))  # no claim at all
+    assert_refused(parcel, MalformedSigned)
+
+
+@pytest.mark.parametrize("head", ["", "ab" * 31, "AB" * 32, "ab" * 33, 7, ["ab" * 32], False], ids=str)
+def test_a_ledgers_head_is_a_digest(forger: Forger, parcel: Parcel, head: object) -> None:
+    """Own. The ledger's head in the passport is no digest, so that nothing could ever be found missing.
+
+    Powers: an author with both keys. Control: a passport without any is accepted, and a digest is.
+    """
+    forger.rewrite(passport=forger.passport_with(ledger_head=head))
+    assert_refused(parcel, MalformedSigned)
+    for fine in (None, "0f" * 32):
+        forger.rewrite(passport=forger.passport_with(ledger_head=fine))
+        assert assert_opens(parcel).passport.ledger_head == fine
+
+
+def test_a_passport_edited_on_its_way_is_refused(forger: Forger, parcel: Parcel) -> None:
+    """Own. Single bytes of the claim, the audit or the releases are changed after signing.
+
+    Powers: holds the passport's line and no key. Control: the line as it was signed.
+    """
+    line = forger.passport_with(dp=PERSON, audit=AUDIT, releases=[LEFT], ledger_head="ab" * 32)
+    payload = base64.b64decode(canonical.loads(line, where="test")["payload"])
+    for old, new in ((b'"person"', b'"record"'), (b'"epsilon":1.0', b'"epsilon":0.1'),
+                     (b'"canaries":1000', b'"canaries":9000'), (b'"repeated_steps":2', b'"repeated_steps":0'),
+                     (b'"value":2.5', b'"value":0.5'), (b'"ab' + b"ab" * 31 + b'"', b'"cd' + b"ab" * 31 + b'"')):  # fmt: skip
+        assert old in payload
+        edited = canonical.loads(line, where="test") | {"payload": base64.b64encode(payload.replace(old, new)).decode()}
+        forger.rewrite(passport=canonical.dumps(edited))
+        assert_refused(parcel, TrustError)
+    forger.rewrite(passport=line)
+    assert_opens(parcel)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"dp": None}, {"dp": DP | {"epsilon": 3.2}}, {"dp": DP | {"unit": "person"}},
+        {"dp": DP | {"repeated_steps": 1}}, {"audit": AUDIT}, {"audit": AUDIT | {"verdict": "consistent"}}, {"ledger_head": "ab" * 32},
+        {"dp": DP | {"releases": [CHARGED]}, "releases": [LEFT]},
+    ],
+    ids=lambda training: str(training)[:70],
+)  # fmt: skip
+def test_a_manifest_that_claims_another_privacy_is_left_out(tmp_path: Path, training: dict[str, Any]) -> None:
+    """Own. Inside the organ stands another claim, audit, noised number or ledger's head than in its passport.
+
+    Powers: an author with both keys, who hopes that a mean takes its claim from the one and readers from the other.
+    Control: an organ whose manifest says what its passport says.
+    """
+    for name, summary in (
+        ("said", {"mode": "in-place", "dp": DP}),
+        ("inside", {"mode": "in-place", "dp": DP, **training}),
+    ):
+        (tmp_path / name).write_bytes(organ_bytes(manifest={"training": summary}))
+    passport = new_passport(tmp_path / "said", author="clinic", federation="lowlands", round_number=1, now=NOW)
+    check_claims(read_organ(tmp_path / "said"), passport)  # control
+    with pytest.raises(ClaimsDiffer):
+        check_claims(read_organ(tmp_path / "inside"), passport)
+
+
+def test_a_claim_below_its_own_mechanism_is_not_relied_on(tmp_path: Path) -> None:
+    """Own. The signed epsilon is smaller than the mechanism signed beside it can give; the manifest says the same.
+
+    Powers: an author with both keys, who would not train with more noise. Control: the true number is accepted.
+    """
+    true = float(recompute(dp_claim(DP)).value)
+    for epsilon, kept in ((true, True), (true * 0.9, False), (1e-9, False)):
+        (tmp_path / "x").write_bytes(organ_bytes(dp=DP | {"epsilon": epsilon}))
+        passport = new_passport(tmp_path / "x", author="clinic", federation="lowlands", round_number=1, now=NOW)
+        if kept:
+            check_claims(read_organ(tmp_path / "x"), passport)  # control
+        else:
+            with pytest.raises(ClaimTooSmall):
+                check_claims(read_organ(tmp_path / "x"), passport)
+
+
+def dp_claim(flat: dict[str, Any]) -> DpClaim:
+    claim = DpClaim.from_training({"dp": flat})
+    assert claim is not None
+    return claim
 
 
 @pytest.mark.parametrize(
