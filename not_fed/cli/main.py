@@ -10,7 +10,21 @@ from typing import Annotated
 import click
 import typer
 
-from not_fed.cli import attack, audit, bench, demo, envelope, federation, intake, keys, log, organ, recall, roster
+from not_fed.cli import (
+    attack,
+    audit,
+    bench,
+    budget,
+    demo,
+    envelope,
+    federation,
+    intake,
+    keys,
+    log,
+    organ,
+    recall,
+    roster,
+)
 from not_fed.cli.output import report_error, say
 from not_fed.errors import NotFedError
 
@@ -23,7 +37,7 @@ app = typer.Typer(
     add_completion=True,
     help="Federated training of neural organs: records stay home, a sealed organ travels.",
 )
-for group in (demo, federation, organ, envelope, intake, keys, roster, recall, log, bench, audit, attack):
+for group in (demo, federation, organ, envelope, intake, keys, roster, recall, log, budget, bench, audit, attack):
     group.register(app)
 
 

@@ -33,7 +33,7 @@ PURPOSES = ("train", "metric", "audit")
 
 
 class LedgerMissing(TrustError):
-    """The key of a ledger is here, and the ledger is not."""
+    """A ledger is missing where there should be one."""
 
     code = "ledger-missing"
 
@@ -59,22 +59,23 @@ class Ledger:
         self._store, self._key = store, key
 
     @classmethod
-    def at(cls, folder: Path) -> Ledger:
+    def at(cls, folder: Path, *, must_exist: bool = False) -> Ledger:
         """Open the ledger in a folder; make folder (0700), key and ledger (0600) when there is neither.
 
         Raises:
-            LedgerMissing: the key is there and the ledger is not.
+            LedgerMissing: the key is there and the ledger is not, or neither and it `must_exist`.
             LedgerKeyUnusable: the ledger is there and its key is not, or another.
             LedgerEdited: a row was changed. StoreDamaged: the file cannot be read.
         Proved by: tests/attacks/test_ledger.py::test_a_lost_or_changed_key_closes_the_ledger
         """
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.path.lexists(folder / KEY_FILE) and not os.path.lexists(folder / FILE):
+        has_key = os.path.lexists(folder / KEY_FILE)
+        if (has_key or must_exist) and not os.path.lexists(folder / FILE):
             raise LedgerMissing(
-                where="ledger", expected=f"{FILE} beside {KEY_FILE}", got="the key alone",
+                where="ledger", expected=f"{FILE} beside {KEY_FILE}", got="the key alone" if has_key else "neither",
                 hint="restore it from a backup; to begin anew with nothing spent, move the key away, and say so to "
                 "whoever relies on your organs",
             )  # fmt: skip
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = Store(folder / FILE, schema=SCHEMA)
         with store.transaction() as database:
             rows = read_rows(database)
@@ -161,10 +162,19 @@ class Ledger:
         with self._store.transaction() as database:
             return newest_head(database)
 
-    def standing(self, data: DataIdentity, *, unit: Unit, limit: float | None = None) -> Standing:
-        """Where these records stand with their budget; `limit` as `cap` in `reserve`. Changes nothing."""
+    def standing(
+        self, data: DataIdentity, *, unit: Unit, limit: float | None = None, new_budget: bool = False
+    ) -> Standing:
+        """Where these records stand with their budget. Changes nothing.
+
+        Args:
+            limit: as `cap` in `reserve`.
+            new_budget: look with the eyes of `set_budget`, which may change the unit while nothing was spent.
+        Raises:
+            UnitsMixed: they are accounted for by another unit.
+        """
         with self._reading() as (database, book):
-            scope = scope_of(database, book, data=data, unit=unit)
+            scope = scope_of(database, book, data=data, unit=unit, new_budget=new_budget)
         return standing_of(scope, limit=limit)
 
     def unit_of(self, data: DataIdentity) -> Unit | None:
