@@ -22,6 +22,7 @@ from not_fed.organ.checkpoint import Base
 from not_fed.organ.data import Records
 from not_fed.organ.organ import read_organ
 from not_fed.organ.train import TrainSettings
+from not_fed.organ.units import require_unit
 from not_fed.privacy.accounting import DpPlan
 from not_fed.progress import Progress, silent
 
@@ -30,13 +31,19 @@ LIBRARIES = ("not-fed", "torch", "transformers", "numpy")
 NON_PRIVATE = "non-private"
 
 
-def plan_kinds(settings: TrainSettings, *, plans: Sequence[tuple[float, DpPlan]], private_lr: float) -> list[Kind]:
+def plan_kinds(
+    settings: TrainSettings, *, plans: Sequence[tuple[float, DpPlan]], private_lr: float, records: Records
+) -> list[Kind]:
     """Non-private organs first, then those of each epsilon.
 
     Args:
         settings: of the non-private organs.
         plans: the epsilon that was asked for, and its plan.
+    Raises:
+        UnitUnderstates: a plan per record, and somebody has several records: it is refused in rehearsals too.
     """
+    for _, plan in plans:
+        require_unit(records, plan=plan)
     private = [
         Kind(name=f"epsilon {epsilon:g}", settings=replace(settings, dp=plan, lr=private_lr)) for epsilon, plan in plans
     ]
@@ -48,6 +55,7 @@ def membership(
     *,
     records: Records,
     kinds: Sequence[Kind],
+    delta: float = 1e-5,
     shadows: int = 8,
     seed: int = 0,
     device: str = "cpu",
@@ -57,7 +65,9 @@ def membership(
     settings = kinds[0].settings
 
     def attack(operation: Operation) -> dict[str, Any]:
-        return attack_training(operation, records=records, kinds=kinds, shadows=shadows, seed=seed, progress=progress)
+        return attack_training(
+            operation, records=records, kinds=kinds, delta=delta, shadows=shadows, seed=seed, progress=progress
+        )
 
     found = _run(base, settings.span, settings.max_tokens, attack, device=device, progress=progress)
     return _judged("membership", found, stays=STAYS)

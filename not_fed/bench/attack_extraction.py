@@ -8,15 +8,16 @@ Source: Carlini et al. 2019, The Secret Sharer (arXiv 1802.08232).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from not_fed.bench.attack_bounds import chance_exposure, exposure
-from not_fed.bench.attack_organs import Kind, Operation, Prepared
+from not_fed.bench.attack_organs import Kind, Operation, Prepared, part
 from not_fed.bench.attack_scores import mean_interval
 from not_fed.errors import InputError
 from not_fed.organ.data import Records
@@ -103,21 +104,14 @@ def attack_secrets(
     Proved by: tests/unit/test_attack_extraction.py::test_a_secret_that_was_learnt_by_heart_comes_out
     """
     kept = operation.readable(records.texts)
-    texts = [records.texts[i] for i in kept]
-    people = None if records.people is None else [records.people[i] for i in kept]
-    for number, secret in enumerate(planted.secrets):
-        texts += [secret.text()] * secret.repeats
-        if people is not None:
-            people += [f"planted secret {number}"] * secret.repeats
-    training = operation.prepare(texts, people=people)
-    candidates = operation.prepare(
-        [secret.text(code) for secret in planted.secrets for code in (secret.code, *planted.others)]
-    )
+    training = operation.prepare(_with_secrets(part(records, kept), planted))
+    codes = [secret.text(code) for secret in planted.secrets for code in (secret.code, *planted.others)]
+    candidates = operation.prepare(Records(tuple(codes)))
     _require_distinct(candidates, planted)
     progress("organs to ask", done=0, total=len(kinds))
     rows = [_row(operation, candidates, planted) | {"name": BASE, "epsilon": None}]
     for number, kind in enumerate(kinds):
-        with operation.trained(kind, training, range(len(texts)), seed=seed) as organ:
+        with operation.trained(kind, training, range(len(training.records.texts)), seed=seed) as organ:
             rows.append(kind.as_dict() | _row(operation, candidates, planted, organ.path))
         progress("organs to ask", done=number + 1, total=len(kinds), note=kind.name)
     secrets = [{"text": secret.text(), "repeats": secret.repeats} for secret in planted.secrets]
@@ -132,6 +126,16 @@ def attack_secrets(
         "most_bits": float(np.log2(count)),
         "kinds": rows,
     }
+
+
+def _with_secrets(records: Records, planted: Planted) -> Records:
+    """Records and planted secrets; all repeats of one secret are about one made-up person."""
+    repeated = [(number, secret.text()) for number, secret in enumerate(planted.secrets) for _ in range(secret.repeats)]
+    texts = records.texts + tuple(text for _, text in repeated)
+    if records.people is None:
+        return replace(records, texts=texts)
+    people = records.people + tuple(f"planted secret {number}" for number, _ in repeated)
+    return replace(records, texts=texts, people=people, most_of_a_person=max(Counter(people).values()))
 
 
 def _row(operation: Operation, candidates: Prepared, planted: Planted, organ: Path | None = None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from not_fed.bench.attack_bounds import refuted_epsilon
-from not_fed.bench.attack_organs import Kind, Operation, Prepared
+from not_fed.bench.attack_organs import Kind, Operation, Prepared, part
 from not_fed.bench.attack_scores import (
     LEAST_SHADOWS,
     BadShadows,
@@ -78,6 +78,7 @@ def attack_training(
     *,
     records: Records,
     kinds: Sequence[Kind],
+    delta: float = 1e-5,
     shadows: int = 8,
     seed: int = 0,
     progress: Progress = silent,
@@ -86,6 +87,7 @@ def attack_training(
 
     Args:
         records: of the data holder; half of the units, by coins, train an organ, and the other half its partner.
+        delta: at which epsilon is refuted; the private kinds' own.
         shadows: organs that the attacker trains for each target, an even number; two more are trained than that.
         seed: of the coins and of the order of records; noise and samples of private runs never depend on it.
     Returns:
@@ -105,7 +107,7 @@ def attack_training(
     units = Units.among(records, kept)
     _require_units(units.count)
     members = coin_halves(shadows // 2 + 1, units.count, seed=seed)
-    prepared = operation.prepare([records.texts[i] for i in kept], people=_kept(records.people, kept))
+    prepared = operation.prepare(part(records, kept))
     base = operation.losses(prepared)
     rows, done, total = [], 0, len(kinds) * len(members)
     for kind in kinds:
@@ -115,7 +117,7 @@ def attack_training(
             with operation.trained(kind, prepared, units.records_of(row), seed=seed + number) as organ:
                 losses.append(operation.losses(prepared, organ.path))
             done += 1
-        rows.append(_row(kind, np.stack(losses), base, prepared, units, members, kept))
+        rows.append(_row(kind, np.stack(losses), base, prepared, units, members, kept, delta=delta))
     progress("organs to attack", done=total, total=total)
     return {
         "records": len(kept),
@@ -145,7 +147,7 @@ def attack_organ(operation: Operation, *, organ: Path, members: Records, others:
     kept = operation.readable(texts)
     units = Units.among(both, kept)
     _require_units(units.count)
-    prepared = operation.prepare([texts[i] for i in kept], people=_kept(people, kept))
+    prepared = operation.prepare(part(both, kept))
     truth = units.mean(np.array([float(i < len(members.texts)) for i in kept])) > 0.5
     base, losses = operation.losses(prepared), operation.losses(prepared, organ)
     statistic = centred(units.mean((base - losses) / prepared.predictions)[None, :])
@@ -176,10 +178,11 @@ def _row(
     units: Units,
     members: Bools,
     kept: Sequence[int],
+    *,
+    delta: float,
 ) -> dict[str, Any]:
     """What both attackers found out about organs of one kind."""
     statistic = centred(np.stack([units.mean((base - row) / prepared.predictions) for row in losses]))
-    delta = kind.settings.dp.delta if kind.settings.dp else 0.0
     attacks = {}
     for name, scores in ((REFERENCE, statistic), (LIRA, lira_scores(statistic, members))):
         refuted = refuted_epsilon(scores[0], members[0], delta=delta)  # one organ: its coins decide nothing else
@@ -248,10 +251,6 @@ def _perplexities(losses: Floats, within: Bools, prepared: Prepared) -> dict[str
 
 def _perplexity(losses: Floats, prepared: Prepared) -> float:
     return math.exp(float(losses.sum() / prepared.predictions.sum()))
-
-
-def _kept(people: Sequence[str] | None, kept: Sequence[int]) -> tuple[str, ...] | None:
-    return None if people is None else tuple(people[i] for i in kept)
 
 
 def _require_units(count: int) -> None:

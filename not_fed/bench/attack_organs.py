@@ -19,13 +19,16 @@ from torch import Tensor
 
 from not_fed.bench.attack_scores import Floats
 from not_fed.organ.anatomy import Span
+from not_fed.organ.charging import ToLedger
 from not_fed.organ.checkpoint import Base
+from not_fed.organ.data import Records
 from not_fed.organ.fit import check_fit
 from not_fed.organ.layout import packable
 from not_fed.organ.organ import OrganInfo, read_organ
 from not_fed.organ.prefix import PrefixCache, TokenisedRecords, compute_prefix, tokenise
 from not_fed.organ.split import load_split, load_tokenizer
 from not_fed.organ.train import NothingToLearn, Speed, TrainSettings, train
+from not_fed.privacy.ledger import Ledger
 from not_fed.progress import Progress, silent
 
 MICRO_TOKENS = 2048
@@ -51,22 +54,22 @@ class Kind:
             "epsilon": claim["epsilon"] if claim else None,
             "lr": settings.lr,
             "epochs": settings.epochs if claim is None else None,
+            "precision": settings.precision,
             "dp": claim,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Texts as tokens, with the span's inputs of all of them."""
+    """Records as tokens, with the span's inputs of all of them."""
 
-    texts: tuple[str, ...]
-    people: tuple[str, ...] | None
+    records: Records
     data: TokenisedRecords
     cache: PrefixCache
 
     @property
     def predictions(self) -> Floats:
-        """Predicted tokens of each text, shape (texts,)."""
+        """Predicted tokens of each record, shape (records,)."""
         return np.array(self.data.predictions, dtype=np.float64)
 
 
@@ -98,22 +101,18 @@ class Operation:
             )
         return [index for index, length in enumerate(lengths) if length]
 
-    def prepare(self, texts: Sequence[str], *, people: Sequence[str] | None = None) -> Prepared:
-        """Run the frozen prefix over texts of two tokens or more.
-
-        Args:
-            people: whom each text is about, where the unit of privacy is the person.
-        """
-        data = tokenise(self._tokenizer, texts, max_tokens=self._max_tokens)
+    def prepare(self, records: Records) -> Prepared:
+        """Run the frozen prefix over records of two tokens or more."""
+        data = tokenise(self._tokenizer, records.texts, max_tokens=self._max_tokens)
         cache = compute_prefix(
             self._model, data, key="", micro_tokens=MICRO_TOKENS, store=None, progress=self._progress
         )
-        return Prepared(tuple(texts), None if people is None else tuple(people), data, cache)
+        return Prepared(records, data, cache)
 
     def losses(self, prepared: Prepared, organ: Path | None = None) -> Floats:
-        """Summed loss of each text in nats, under an organ or under the base: shape (texts,)."""
+        """Summed loss of each record in nats, under an organ or under the base: shape (records,)."""
         self._put_in(organ)
-        sums = np.zeros(len(prepared.texts))
+        sums = np.zeros(len(prepared.records.texts))
         lengths = prepared.data.predictions
         for micro in packable(range(len(sums)), lengths, max_tokens=MICRO_TOKENS):
             layout = self._model.pack([prepared.data.inputs(i) for i in micro])
@@ -142,13 +141,14 @@ class Operation:
 
     @contextmanager
     def trained(self, kind: Kind, prepared: Prepared, indices: Sequence[int], *, seed: int) -> Iterator[OrganInfo]:
-        """An organ trained on some of the texts; deleted at the end of the block, with its ledger."""
+        """An organ trained on some of the records; deleted at the end of the block, with the ledger that paid."""
         with tempfile.TemporaryDirectory(prefix="not-fed-attack-") as folder:
             done = train(
                 self._base,
-                records=[prepared.texts[i] for i in indices],
+                records=part(prepared.records, indices),
                 settings=replace(kind.settings, seed=seed),
                 out=Path(folder) / "target.organ",
+                charge=ToLedger(ledger=Ledger.at(Path(folder) / "ledger"), name="rehearsal"),
                 speed=Speed(device=self._device),
                 prefix_store=_Rows(prepared.cache, indices),
             )
@@ -162,6 +162,12 @@ class Operation:
         with torch.no_grad():
             for name, parameter in self._model.parameters().items():
                 parameter.copy_(self._own[name])
+
+
+def part(records: Records, indices: Sequence[int]) -> Records:
+    """Some of the records, with the people they are about."""
+    people = None if records.people is None else tuple(records.people[i] for i in indices)
+    return replace(records, texts=tuple(records.texts[i] for i in indices), people=people)
 
 
 @dataclass(frozen=True, slots=True)

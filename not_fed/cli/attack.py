@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,14 @@ from not_fed.errors import UsageError
 if TYPE_CHECKING:
     from not_fed.bench.attack_organs import Kind
     from not_fed.organ.data import Records
+
+
+class Precision(StrEnum):
+    """Of the arithmetic when organs are trained."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
 
 group = typer.Typer(no_args_is_help=True, help="See what an organ gives away about its records, before it leaves.")
 
@@ -38,6 +47,9 @@ Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Passes over the re
 Rate = Annotated[float, typer.Option("--lr", help="Peak learning rate without privacy.")]
 PrivateRate = Annotated[float, typer.Option("--private-lr", help="Peak learning rate with DP.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Longer records are cut.")]
+PrecisionOption = Annotated[
+    Precision, typer.Option("--precision", help="bfloat16 is faster where the hardware has it.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of coins, secrets and order; never used for DP.")]
 TextField = Annotated[str, typer.Option("--text-field", help="Field or column that holds the text.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
@@ -76,6 +88,7 @@ def membership_command(
     lr: Rate = 2e-3,
     private_lr: PrivateRate = 1e-2,
     max_tokens: MaxTokens = 512,
+    precision: PrecisionOption = Precision.FLOAT32,
     seed: Seed = 0,
     text_field: TextField = "text",
     device: Device = "auto",
@@ -107,12 +120,12 @@ def membership_command(
         kinds = _kinds(
             layers, records, epsilons=epsilon or [], delta=delta, records_per_person=records_per_person,
             sample_rate=sample_rate, max_grad_norm=max_grad_norm, divisor=divisor, epochs=epochs, lr=lr,
-            private_lr=private_lr, max_tokens=max_tokens,
+            private_lr=private_lr, max_tokens=max_tokens, precision=precision,
         )  # fmt: skip
         with shown() as progress:
             result = membership(
-                find_base(base, progress=progress), records=records, kinds=kinds, shadows=shadows, seed=seed,
-                device=_device(device), progress=progress,
+                find_base(base, progress=progress), records=records, kinds=kinds, delta=delta, shadows=shadows,
+                seed=seed, device=_device(device), progress=progress,
             )  # fmt: skip
     _finish(result, out=out, as_json=as_json)
 
@@ -140,6 +153,7 @@ def extraction_command(
     lr: Rate = 2e-3,
     private_lr: PrivateRate = 1e-2,
     max_tokens: MaxTokens = 512,
+    precision: PrecisionOption = Precision.FLOAT32,
     seed: Seed = 0,
     text_field: TextField = "text",
     device: Device = "auto",
@@ -159,7 +173,7 @@ def extraction_command(
     kinds = _kinds(
         span, records, epsilons=epsilon or [], delta=delta, records_per_person=records_per_person,
         sample_rate=sample_rate, max_grad_norm=max_grad_norm, divisor=divisor, epochs=epochs, lr=lr,
-        private_lr=private_lr, max_tokens=max_tokens,
+        private_lr=private_lr, max_tokens=max_tokens, precision=precision,
     )  # fmt: skip
     with shown() as progress:
         result = extraction(
@@ -183,6 +197,7 @@ def _kinds(
     lr: float,
     private_lr: float,
     max_tokens: int,
+    precision: Precision,
 ) -> list[Kind]:
     from not_fed.bench.attack import plan_kinds
     from not_fed.organ.anatomy import Span
@@ -200,8 +215,10 @@ def _kinds(
         )
         for value in epsilons
     ]  # fmt: skip
-    settings = TrainSettings(span=Span.parse(span), lr=lr, epochs=epochs, max_tokens=max_tokens)
-    return plan_kinds(settings, plans=plans, private_lr=private_lr)
+    settings = TrainSettings(
+        span=Span.parse(span), lr=lr, epochs=epochs, max_tokens=max_tokens, precision=precision.value
+    )
+    return plan_kinds(settings, plans=plans, private_lr=private_lr, records=records)
 
 
 def _members(data: Path | None, members: Path | None, non_members: Path | None) -> tuple[Path, Path]:
