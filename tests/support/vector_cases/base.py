@@ -20,7 +20,18 @@ MECHANISM = {
     "sample_rate": 0.01, "steps": 1000, "runs": 1, "noise_multiplier": 1.1, "max_grad_norm": 1, "divisor": 200,
     "adjacency": "add_or_remove_one", "noise_added_at": "site",
 }  # fmt: skip
+CHARGED = {"name": "mean_loss", "noise_multiplier": 10}
+NOISED = CHARGED | {"value": 2.25, "how": "noised", "sensitivity": 4, "divisor": 340}
+PUBLIC = {"name": "records", "value": 340, "how": "public"}
+FOUND = AUDIT | {
+    "delta": 1e-5, "fdp_epsilon_lower_bound": 0.5, "expected_at_most": 0.9, "fdp_expected_at_most": 1.1,
+    "noise_ratio": 1.001, "steps": 20, "verdict": "consistent",
+}  # fmt: skip
 DP = {"epsilon": 3.1, "delta": 1e-5, "unit": "record", "accountant": "PLD", "mechanism": MECHANISM}
+FOR_PEOPLE = {
+    "records_per_person": 4, "repeated_steps": 3, "releases": [CHARGED], "repeated_releases": {"mean_loss": 1},
+}  # fmt: skip
+PERSON: dict[str, Any] = DP | {"unit": "person", "mechanism": MECHANISM | FOR_PEOPLE}
 
 
 @dataclass(frozen=True, kw_only=True)

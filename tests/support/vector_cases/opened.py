@@ -15,7 +15,19 @@ from not_fed.keys.signing import FileSigner, SigningKeys
 from not_fed.trust.members import ROLES, Member, TrustedRoster
 from tests.support.second_reader import key_name
 from tests.support.second_writer import EXPIRES, ISSUED, LEFT_OUT, Draft, Party, Written, bech32, organ_file, stanza
-from tests.support.vector_cases.base import AUDIT, CHUNK, DP, MECHANISM, SealedCase, case, loosely
+from tests.support.vector_cases.base import (
+    AUDIT,
+    CHUNK,
+    DP,
+    FOUND,
+    MECHANISM,
+    NOISED,
+    PERSON,
+    PUBLIC,
+    SealedCase,
+    case,
+    loosely,
+)
 
 FIFTY = tuple(f"site-{number:02}" for number in range(1, 51))
 OPTIONAL = ("runs", "adjacency", "noise_added_at")
@@ -45,6 +57,11 @@ def cases() -> Iterator[SealedCase]:
     yield case("opened-outside-of-rounds", "Round 0.", predicate={"round": 0}, waybill={"round": 0})
     yield case("opened-with-a-privacy-claim", "A claim, an audit, parents and metrics.", predicate={
         "dp": DP, "audit": AUDIT, "parents": ["12" * 32], "metrics": {"loss": -1e-300, "n": 7, "acc.top-1": 0.5}})
+    yield case("opened-for-people-with-releases", "People, repeated steps, what an audit found, numbers.",
+               predicate={"dp": PERSON, "audit": FOUND, "releases": [NOISED, PUBLIC], "ledger_head": "3e" * 32})
+    yield case("opened-with-nulls-for-what-is-optional", "null where a field of an audit or of a release is optional.",
+               predicate={"dp": PERSON, "audit": AUDIT | dict.fromkeys(set(FOUND) - set(AUDIT)), "ledger_head": None,
+                          "releases": [PUBLIC | dict.fromkeys(("noise_multiplier", "sensitivity", "divisor"))]})
     yield case("opened-with-optional-fields-left-out", "What may be missing is missing.", predicate={
         "parents": LEFT_OUT, "audit": LEFT_OUT, "signature_policy": LEFT_OUT, "dp": BARE_DP})
     yield case("opened-unknown-predicate-field", "In-toto wants unknown fields of a predicate ignored.",

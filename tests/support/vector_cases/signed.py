@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tests.support.second_writer import LEFT_OUT, Draft
-from tests.support.vector_cases.base import AUDIT, DP, Change, fields, loosely, payload_of, swap
+from tests.support.vector_cases.base import (
+    AUDIT,
+    CHARGED,
+    DP,
+    FOUND,
+    NOISED,
+    PERSON,
+    PUBLIC,
+    Change,
+    fields,
+    loosely,
+    payload_of,
+    swap,
+)
 
 Kind = Literal["waybill", "passport", "label"]
 
@@ -52,6 +65,11 @@ def put(**changed: Any) -> Change:  # noqa: ANN401
         return {name: item for name, item in (value | named).items() if item != LEFT_OUT}
 
     return fields(change)
+
+
+def person(**changed: Any) -> dict[str, Any]:  # noqa: ANN401
+    """The claim for people with another mechanism."""
+    return PERSON | {"mechanism": PERSON["mechanism"] | changed}
 
 
 def predicate(**changed: Any) -> Change:  # noqa: ANN401
@@ -226,6 +244,31 @@ SHAPES: list[tuple[Kind, str, str, Change]] = [
     ("passport", "dp-without-mechanism", "A number alone.", predicate(dp=without(DP, "mechanism"))),
     ("passport", "dp-accountant-empty", "No text.", predicate(dp=DP | {"accountant": ""})),
     ("passport", "audit-incomplete", "No confidence.", predicate(audit=without(AUDIT, "confidence"))),
+    ("passport", "dp-several-records-of-one", "Four records in a unit of one record.",
+     predicate(dp=PERSON | {"unit": "record"})),
+    ("passport", "dp-release-twice", "A release twice in the mechanism.",
+     predicate(dp=person(releases=[CHARGED, CHARGED]))),
+    ("passport", "dp-release-without-noise", "A release that has a name alone.",
+     predicate(dp=person(releases=[{"name": "mean_loss"}]))),
+    ("passport", "dp-repeated-release-of-none", "What was repeated is not among the releases.",
+     predicate(dp=person(releases=[]))),
+    ("passport", "dp-repeated-steps-negative", "Minus one.", predicate(dp=person(repeated_steps=-1))),
+    ("passport", "audit-verdict-unknown", "fine.", predicate(audit=FOUND | {"verdict": "fine"})),
+    ("passport", "audit-noise-ratio-negative", "-1.", predicate(audit=FOUND | {"noise_ratio": -1})),
+    ("passport", "release-how-unknown", "Neither noised nor public.", predicate(releases=[PUBLIC | {"how": "secret"}])),
+    ("passport", "release-public-with-noise", "A public one has a noise multiplier.",
+     predicate(dp=PERSON, releases=[NOISED | {"how": "public"}])),
+    ("passport", "release-noised-without-noise", "A noised one without its divisor.",
+     predicate(dp=PERSON, releases=[without(NOISED, "divisor")])),
+    ("passport", "release-not-in-the-claim", "The claim counts another name.",
+     predicate(dp=PERSON, releases=[NOISED | {"name": "loss"}])),
+    ("passport", "release-of-less-noise", "Less noise than the claim counts.",
+     predicate(dp=PERSON, releases=[NOISED | {"noise_multiplier": 9}])),
+    ("passport", "release-without-a-claim", "A noised number, and no claim.", predicate(releases=[NOISED])),
+    ("passport", "release-twice-beside-the-organ", "A number twice.", predicate(releases=[PUBLIC, PUBLIC])),
+    ("passport", "releases-above-their-limit", "65.",
+     predicate(releases=[PUBLIC | {"name": f"n{number}"} for number in range(65)])),
+    ("passport", "ledger-head-short", "62 digits.", predicate(ledger_head="ab" * 31)),
     ("passport", "policy-of-one-signature", "ed25519.", predicate(signature_policy="ed25519")),
     ("passport", "salt-short", "30 digits.", predicate(salt="5a" * 15)),
     ("passport", "parents-null", "null for a list.", predicate(parents=None)),
@@ -258,6 +301,8 @@ WELL_FORMED: list[tuple[Kind, str, str, Change]] = [
     ("label", "as-it-should-be", "No fault.", lambda body: body),
     ("label", "at-its-limits", "The largest of each.", put(to=sorted(LIMITS["to"]), round=1 << 31)),
     ("passport", "as-it-should-be", "No fault.", lambda body: body),
+    ("passport", "for-people-with-releases", "All that a claim, an audit and a release can have.",
+     predicate(dp=PERSON, audit=FOUND, releases=[NOISED, PUBLIC], ledger_head="3e" * 32)),
     ("passport", "at-its-limits", "The largest of each.", predicate(
         parents=["ab" * 32] * 64, span=[0, 65_535], family="f" * 64, round=1 << 31, organ_size_bytes=1 << 40,
         dp=DP | {"epsilon": 1e12, "accountant": "\u00e9" * 200}, metrics={f"m{place}": -1e30 for place in range(64)})),
