@@ -12,8 +12,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from not_fed.errors import InputError
+from not_fed.files import OutputExists
 from not_fed.organ import private_steps
+from not_fed.organ import train as training
 from not_fed.organ.anatomy import Span
 from not_fed.organ.charging import NobodyPays, PublicRecords, ToLedger
 from not_fed.organ.checkpoint import Base
@@ -24,7 +25,8 @@ from not_fed.organ.train import Speed, Trained, TrainSettings, train
 from not_fed.organ.units import NoPeople, UnitUnderstates
 from not_fed.privacy.accounting import DpPlan, NoisedRelease
 from not_fed.privacy.audit import AuditAlarm
-from not_fed.privacy.engines import SentinelDisagrees
+from not_fed.privacy.book_keeping import BookKeeping
+from not_fed.privacy.engines import Losses, SentinelDisagrees
 from not_fed.privacy.ledger import Ledger
 from not_fed.privacy.ledger_scope import BudgetSpent
 from not_fed.progress import Progress, silent
@@ -251,19 +253,24 @@ def test_a_unit_that_does_not_suit_the_records_is_refused_and_nothing_spent(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("what", ["output", "sentinel"])
+class CountsTwice(BookKeeping):
+    """An engine that is wrong."""
+
+    def clip_into(self, sums: dict[str, Tensor], *, losses: Losses, units: int, max_grad_norm: float) -> None:
+        for _ in range(2):
+            super().clip_into(sums, losses=losses, units=units, max_grad_norm=max_grad_norm)
+
+
 def test_what_fails_for_nothing_fails_before_anything_is_spent(
-    base: Base, tmp_path: Path, ledger: Ledger, own_ledger: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    base: Base, tmp_path: Path, ledger: Ledger, own_ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if what == "output":
-        (tmp_path / "o.organ").write_text("already here")
-    else:
-        real = private_steps.unit_losses
-        monkeypatch.setattr(
-            private_steps, "unit_losses", lambda data, units: real(data, units) * real(data, units).sum()
-        )
-    with pytest.raises((InputError, SentinelDisagrees)):
-        run(base, tmp_path / "o.organ", charge=ToLedger(ledger=ledger, name="notes"))
+    account = ToLedger(ledger=ledger, name="notes")
+    (tmp_path / "o.organ").write_text("already here")
+    with pytest.raises(OutputExists):
+        run(base, tmp_path / "o.organ", charge=account)
+    monkeypatch.setattr(training, "choose_engine", lambda layers, **_: CountsTwice(layers))
+    with pytest.raises(SentinelDisagrees):
+        run(base, tmp_path / "new.organ", charge=account)
     assert charges(own_ledger) == []
 
 
