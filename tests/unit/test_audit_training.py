@@ -23,7 +23,7 @@ from tests.support import tiny
 from tests.support.folders import records, save_base
 
 SPAN = Span(1, 3)
-PLAN = DpPlan(sample_rate=0.25, steps=8, noise_multiplier=1.44, max_grad_norm=0.5, divisor=8.0, delta=1e-5)
+PLAN = DpPlan(sample_rate=0.25, steps=8, noise_multiplier=1.44, max_grad_norm=0.5, divisor=4.0, delta=1e-5)
 OFTEN_EMPTY = replace(PLAN, sample_rate=0.1, steps=12, divisor=1.0)
 
 
