@@ -180,10 +180,12 @@ def _message(order: Order, step: Step, node: int) -> Message:
 
 
 def _papers(order: Order) -> ConfigRecord:
-    """Task and labels; with a log, the proof of each label and the log's growth too."""
+    """Task and labels; with a log, the proof of each label and the log's growth too; the site's own last receipt."""
     papers = ConfigRecord({"task": order.task, "labels": [parcel.label for parcel in order.parcels]})
     if order.log is not None:
         papers["log"], papers["proofs"] = order.log, [parcel.proof or b"" for parcel in order.parcels]
+    if order.receipt is not None:
+        papers["receipt"] = order.receipt
     return papers
 
 
@@ -193,12 +195,14 @@ def _reply(message: Message) -> Reply:
         return Reply(refused=f"flower-error-{message.error.code}")
     answer = _record(message, "answer")
     refused, label, received, left_out = (answer.get(name) for name in ("refused", "label", "received", "left-out"))
+    receipt = answer.get("receipt")
     return Reply(
         sealed=_sealed(message),
         label=label if isinstance(label, bytes) else None,
         received=received if isinstance(received, int) else None,
         refused=refused if isinstance(refused, str) else None,
         left_out=tuple(str(item) for item in left_out) if isinstance(left_out, list) else (),
+        receipt=receipt if isinstance(receipt, bytes) else None,
     )
 
 

@@ -19,6 +19,7 @@ from not_fed.coordinator.kept_log import open_log
 from not_fed.coordinator.plan import FederationPlan, load_plan
 from not_fed.coordinator.state import Answered, CoordinatorState, Delivered, DeliveryKind, Status, Step
 from not_fed.envelope.logged import label_entry
+from not_fed.envelope.receipt import verify_receipt
 from not_fed.envelope.task import ParcelRef, Task, new_id, sign_task
 from not_fed.errors import NotFedError, PeerError, TrustError
 from not_fed.home import Home
@@ -59,12 +60,14 @@ class Order:
         task: the signed task.
         parcels: those of its sealed organs that are not the site's own.
         log: the newest checkpoint and the proof that the log grew from what the site has seen; None without a log.
+        receipt: the site's own, of an earlier private task: its ledger must know what it says.
     """
 
     site: str
     task: bytes
     parcels: tuple[OrderedParcel, ...]
     log: bytes | None
+    receipt: bytes | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,7 @@ class Reply:
         received: how many parcels it took, in answer to a receiving task.
         refused: an error code instead of an answer.
         left_out: parcels of others that it could not use: digest and error code of each.
+        receipt: how far the site's ledger had come, to be kept for it.
     """
 
     label: bytes | None = None
@@ -82,6 +86,7 @@ class Reply:
     received: int | None = None
     refused: str | None = None
     left_out: tuple[str, ...] = ()
+    receipt: bytes | None = None
 
 
 class Rounds:
@@ -129,7 +134,11 @@ class Rounds:
             self._note_delivery(step, ref, sender=ref.sender, recipient=site)
         log.info("round %d: %s task to %s with %d sealed organs", step.round, step.kind, site, len(parcels))
         return Order(
-            site=site, task=task, parcels=tuple(parcels), log=None if log_now is None else self._growth(site, log_now)
+            site=site,
+            task=task,
+            parcels=tuple(parcels),
+            log=None if log_now is None else self._growth(site, log_now),
+            receipt=self.state.receipt(site),
         )
 
     def _growth(self, site: str, log_now: LogFolder) -> bytes:
@@ -161,6 +170,7 @@ class Rounds:
         )
         if status in ("sealed", "received") and site in self._log_sent:
             self._log_sizes[site] = self._log_sent.pop(site)
+        self._keep_receipt(site, reply, now=now)
         if not self.state.answer(answered):
             log.info("round %d: %s sent an answer that was counted before", step.round, site)
             return status
@@ -171,6 +181,17 @@ class Rounds:
             digest_part, _, reason = left_out.partition(" ")
             log.info("round %d: %s left out %s: %s", step.round, site, clean_code(digest_part[:12]), clean_code(reason))
         return status
+
+    def _keep_receipt(self, site: str, reply: Reply, *, now: datetime) -> None:
+        """Keep a true one; one that is not costs the site nothing but its own protection."""
+        if reply.receipt is None:
+            return
+        try:
+            receipt = verify_receipt(reply.receipt, site=site, coordinator=self.plan.name, roster=self.roster, now=now)
+        except NotFedError as error:
+            log.warning("a receipt of %s was not kept: %s", site, error)
+            return
+        self.state.keep_receipt(site, reply.receipt, issued=receipt.issued)
 
     def close(self, step: Step, *, now: datetime) -> None:
         """End a step: silent sites are noted, and in mode trusted the aggregate is made and sealed.

@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS aggregates (run TEXT NOT NULL, round INTEGER NOT NULL
 CREATE TABLE IF NOT EXISTS deliveries (run TEXT NOT NULL, round INTEGER NOT NULL, kind TEXT NOT NULL,
     sender TEXT NOT NULL, recipient TEXT NOT NULL, sealed_sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL,
     at TEXT NOT NULL, PRIMARY KEY (run, kind, sender, recipient, sealed_sha256)) STRICT;
+CREATE TABLE IF NOT EXISTS receipts (site TEXT PRIMARY KEY, line BLOB NOT NULL, issued TEXT NOT NULL) STRICT;
 """
 
 StepKind = Literal["train", "receive"]
@@ -195,6 +196,21 @@ class CoordinatorState:
                 "SELECT * FROM aggregates WHERE run = ? AND round = ?", (run, round_number)
             ).fetchone()
         return None if row is None else (row["sealed_sha256"], row["size_bytes"])
+
+    def keep_receipt(self, site: str, line: bytes, *, issued: datetime) -> None:
+        """Keep a site's receipt, whatever the run; an older one never replaces a newer."""
+        with self._store.transaction() as database:
+            database.execute(
+                "INSERT INTO receipts VALUES (?, ?, ?) ON CONFLICT (site) DO UPDATE SET line = excluded.line, "
+                "issued = excluded.issued WHERE excluded.issued >= receipts.issued",
+                (site, line, _text(issued)),
+            )
+
+    def receipt(self, site: str) -> bytes | None:
+        """The newest receipt of a site, to be handed back to it."""
+        with self._store.transaction() as database:
+            row = database.execute("SELECT line FROM receipts WHERE site = ?", (site,)).fetchone()
+        return None if row is None else bytes(row["line"])
 
     def deliver(self, delivered: Delivered) -> None:
         """Note that a sealed file came or went; the same one twice is one."""

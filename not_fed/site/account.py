@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from not_fed import files
 from not_fed.envelope.passport import MAX_PASSPORT_BYTES, parse_passport
+from not_fed.envelope.receipt import Receipt, sign_receipt
+from not_fed.envelope.task import Task
 from not_fed.errors import TrustError
 from not_fed.home import Home
 from not_fed.organ.data import Records
@@ -70,17 +73,35 @@ class RoundAccount:
             self.held.commit()
 
 
-def open_ledger(home: Home, *, name: str, policy: PrivacyPolicy) -> Ledger:
+def open_ledger(home: Home, *, name: str, policy: PrivacyPolicy, receipt: Receipt | None) -> Ledger:
     """The site's ledger, known to be no older than the organs that were made under it.
 
+    Args:
+        receipt: this site's own, as the coordinator kept it; None where it kept none.
     Raises:
-        LedgerRolledBack: a passport of this site's own organs names a row that the ledger does not have.
+        LedgerRolledBack: the receipt, or a passport of this site's own organs, names a row that the ledger does not
+            have.
         LedgerMissing, LedgerKeyUnusable, LedgerEdited, StoreDamaged.
     Proved by: tests/attacks/test_site_account.py::test_an_old_ledger_is_noticed_by_the_sites_own_organs
     """
     ledger = Ledger.at(home.inside(policy.ledger))
-    ledger.require_heads(own_heads(home, name=name))
+    ledger.require_heads([*own_heads(home, name=name), *([] if receipt is None else [receipt.ledger_head])])
     return ledger
+
+
+def receipt_for(task: Task, *, home: Home, policy: PrivacyPolicy, now: datetime) -> bytes:
+    """What the coordinator is to keep for this site: how far its ledger has come, signed."""
+    signer = home.signer()
+    receipt = Receipt(
+        v=1,
+        federation=task.federation,
+        site=signer.name,
+        coordinator=task.coordinator,
+        task=task.id,
+        ledger_head=Ledger.at(home.inside(policy.ledger)).head,
+        issued=now,
+    )
+    return sign_receipt(receipt, signer=signer)
 
 
 def own_heads(home: Home, *, name: str) -> Iterator[str]:

@@ -42,9 +42,9 @@ def answer_order(content: RecordDict, context: Context) -> RecordDict:
     home = home_of(context)
 
     def answer() -> RecordDict:
-        line, parcels, growth = _read(content)
+        line, parcels, papers = _read(content)
         now = datetime.now(UTC)
-        return _content(answer_task(line, parcels=parcels, growth=growth, home=home, now=now, progress=current.get()))
+        return _content(answer_task(line, parcels=parcels, **papers, home=home, now=now, progress=current.get()))
 
     return _logged(home, answer)
 
@@ -83,21 +83,23 @@ def home_of(context: Context) -> Path:
     return sites[number]
 
 
-def _read(content: RecordDict) -> tuple[bytes, list[Parcel], bytes | None]:
+def _read(content: RecordDict) -> tuple[bytes, list[Parcel], dict[str, bytes | None]]:
     order, parcels = content.get("order"), content.get("parcels")
     if not isinstance(order, ConfigRecord) or not isinstance(parcels, ArrayRecord):
         raise _bad("order and parcels")
     line, labels = order.get("task"), order.get("labels")
     if not isinstance(line, bytes) or not isinstance(labels, list) or len(labels) != len(parcels):
         raise _bad("a task, and a label for each parcel")
-    growth, proofs = order.get("log"), order.get("proofs", [b""] * len(labels))
+    growth, receipt, proofs = order.get("log"), order.get("receipt"), order.get("proofs", [b""] * len(labels))
     if not isinstance(growth, bytes | None) or not isinstance(proofs, list) or len(proofs) != len(labels):
         raise _bad("the log's growth, and a proof for each parcel")
+    if not isinstance(receipt, bytes | None):
+        raise _bad("a receipt as bytes, or none")
     found = [
         Parcel(label=_checked(label), sealed=_bytes(array), proof=_checked(proof) or None)
         for label, array, proof in zip(labels, parcels.values(), proofs, strict=True)
     ]
-    return line, found, growth
+    return line, found, {"growth": growth, "receipt": receipt}
 
 
 def _bytes(array: Array) -> bytes:
@@ -119,6 +121,8 @@ def _content(answer: Answer) -> RecordDict:
     if answer.sealed is not None and answer.label is not None:
         record["label"] = answer.label
         arrays["0"] = Array(np.frombuffer(answer.sealed.read_bytes(), dtype=np.uint8))
+    if answer.receipt is not None:
+        record["receipt"] = answer.receipt
     return RecordDict({"answer": record, "parcels": arrays})
 
 

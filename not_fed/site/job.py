@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
+from not_fed.envelope.receipt import Receipt
 from not_fed.envelope.task import Task
 from not_fed.errors import FitError
 from not_fed.home import Home
@@ -29,7 +30,11 @@ class BaseChanged(FitError):
 
 @dataclass(kw_only=True)
 class Job:
-    """A task that signature, policy and memory have let through. Keys and base are loaded when first needed."""
+    """A task that signature, policy and memory have let through. Keys and base are loaded when first needed.
+
+    Attributes:
+        receipt: this site's own for an earlier task, which the coordinator kept.
+    """
 
     task: Task
     policy: SitePolicy
@@ -38,6 +43,7 @@ class Job:
     state: SiteState
     now: datetime
     progress: Progress
+    receipt: Receipt | None = None
     left_out: list[str] = field(default_factory=list)
     opened: list[Mapping[str, object]] = field(default_factory=list)
 

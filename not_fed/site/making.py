@@ -130,7 +130,7 @@ def _train_privately(job: Job, start: Path | None, out: Path, own: PrivacyPolicy
     records = _records(job, unit=own.unit)
     plan, began = fix_plan(job, own, records), time.monotonic()
     organ = _finished(out, plan=plan, start=start)
-    ledger = open_ledger(job.home, name=job.policy.name, policy=own)
+    ledger = open_ledger(job.home, name=job.policy.name, policy=own, receipt=job.receipt)
     if organ is None:
         account = open_round(
             ledger,

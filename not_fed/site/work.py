@@ -10,10 +10,11 @@ import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from not_fed.envelope.receipt import verify_receipt
 from not_fed.envelope.task import Greeting, Task, sign_greeting, verify_task
 from not_fed.errors import InputError
 from not_fed.home import Home
@@ -38,12 +39,14 @@ class Answer:
         sealed, label: this round's organ as ciphertext, and its label; None when only receiving.
         received: how many organs of others were taken in.
         left_out: digest and error code of each that could not be.
+        receipt: how far the ledger had come after a private task, signed; the coordinator keeps it for this site.
     """
 
     sealed: Path | None
     label: bytes | None
     received: int
     left_out: tuple[str, ...]
+    receipt: bytes | None = None
 
 
 def greet(nonce: str, *, home: Path, now: datetime) -> bytes:
@@ -68,6 +71,7 @@ def answer_task(
     home: Path,
     now: datetime,
     growth: bytes | None = None,
+    receipt: bytes | None = None,
     progress: Progress = silent,
 ) -> Answer:
     """Do what a signed task asks, as far as this site's policy allows.
@@ -76,6 +80,7 @@ def answer_task(
         line: the task as it came. The same task again gets the same answer again, without work.
         parcels: the sealed organs that came with it.
         growth: the coordinator's newest checkpoint, and the proof that its log grew from what this site has seen.
+        receipt: this site's own, from an earlier private task, as the coordinator kept it.
     Raises:
         NotFedError: refused or failed; only its code may leave the site.
     Proved by: tests/journeys/test_federation_bank.py::test_a_refused_task_does_no_work
@@ -85,6 +90,9 @@ def answer_task(
     task = verify_task(line, roster=roster, now=now)
     permit(task, policy=policy)
     watch_log(growth, parcels=parcels, task=task, home=home, roster=roster, now=now)
+    kept = None
+    if receipt is not None:
+        kept = verify_receipt(receipt, site=policy.name, coordinator=task.coordinator, roster=roster, now=now)
     state, digest = SiteState(home), hashlib.sha256(line).hexdigest()
     with state.session():
         stored = state.answer_to(task, sha256=digest)
@@ -93,8 +101,9 @@ def answer_task(
         check_parcels(task, parcels, me=policy.name, state=state)
         state.start(task, sha256=digest, now=now)
         answer, notes = _do(
-            task, parcels, policy=policy, place=place, roster=roster, state=state, now=now, progress=progress
-        )
+            task, parcels, policy=policy, place=place, roster=roster, state=state, now=now, progress=progress,
+            receipt=kept,
+        )  # fmt: skip
         state.finish(task, answer=_to_stored(answer, home), result=notes, now=now)
     if task.kind == "receive":
         _clean_up(home)
@@ -103,6 +112,7 @@ def answer_task(
 
 def _do(task: Task, parcels: Sequence[Parcel], **known: Any) -> tuple[Answer, dict[str, Any]]:  # noqa: ANN401
     # torch and the model are behind these; refusing needs none of them
+    from not_fed.site.account import receipt_for
     from not_fed.site.arrivals import gather
     from not_fed.site.job import Job
     from not_fed.site.making import make_organ
@@ -115,6 +125,7 @@ def _do(task: Task, parcels: Sequence[Parcel], **known: Any) -> tuple[Answer, di
         state=known["state"],
         now=known["now"],
         progress=known["progress"],
+        receipt=known["receipt"],
     )
     start, sealed = gather(job, parcels), None
     notes: dict[str, Any] = {"aggregate": start.name if start else None}
@@ -122,18 +133,24 @@ def _do(task: Task, parcels: Sequence[Parcel], **known: Any) -> tuple[Answer, di
         sealed, made = make_organ(job, start=start)
         notes |= made
     notes |= {"opened": job.opened, "left_out": job.left_out}
+    own = job.policy.privacy if task.kind == "train" and task.privacy is not None else None
     return Answer(
         sealed=sealed.path if sealed else None,
         label=sealed.label if sealed else None,
         received=len(job.opened),
         left_out=tuple(job.left_out),
+        receipt=None if own is None else receipt_for(task, home=job.home, policy=own, now=datetime.now(UTC)),
     ), notes
 
 
 def _to_stored(answer: Answer, home: Path) -> dict[str, Any]:
     sealed = None if answer.sealed is None else str(answer.sealed.relative_to(home))
     label = None if answer.label is None else answer.label.decode("ascii")
-    return {"sealed": sealed, "label": label, "received": answer.received, "left_out": list(answer.left_out)}
+    receipt = None if answer.receipt is None else answer.receipt.decode("ascii")
+    return {
+        "sealed": sealed, "label": label, "received": answer.received, "left_out": list(answer.left_out),
+        "receipt": receipt,
+    }  # fmt: skip
 
 
 def _from_stored(stored: Mapping[str, Any], home: Path) -> Answer:
@@ -146,7 +163,10 @@ def _from_stored(stored: Mapping[str, Any], home: Path) -> Answer:
             hint="start a new run",
         )
     label = None if stored["label"] is None else str(stored["label"]).encode("ascii")
-    return Answer(sealed=sealed, label=label, received=stored["received"], left_out=tuple(stored["left_out"]))
+    receipt = None if stored["receipt"] is None else str(stored["receipt"]).encode("ascii")
+    return Answer(
+        sealed=sealed, label=label, received=stored["received"], left_out=tuple(stored["left_out"]), receipt=receipt
+    )
 
 
 def _clean_up(home: Path) -> None:

@@ -60,7 +60,7 @@ def test_what_two_sites_send_does_not_tell_their_record_counts(tmp_path: Path) -
     shorten(prepared, "ward", keep=5)
     answers = [train(prepared, site) for site in ("clinic", "ward")]
     shapes = [{name: sorted(record) for name, record in answer.items()} for answer in answers]
-    assert shapes[0] == shapes[1] == {"answer": ["label", "left-out", "received"], "parcels": ["0"]}
+    assert shapes[0] == shapes[1] == {"answer": ["label", "left-out", "receipt", "received"], "parcels": ["0"]}
     told = [dict(answer["answer"]) for answer in answers if isinstance(answer["answer"], ConfigRecord)]
     assert [(one["received"], one["left-out"]) for one in told] == [(0, []), (0, [])]
     own = {"author", "created", "salt", "organ_sha256", "organ_size_bytes", "audit", "ledger_head"}

@@ -19,7 +19,7 @@ from not_fed.age import header as age_header
 from not_fed.age.header import write_header
 from not_fed.age.hybrid import identity_text, wrap
 from not_fed.age.scrypt import MAX_WORK_FACTOR
-from not_fed.envelope import frame, header, label, passport, task, waybill
+from not_fed.envelope import frame, header, label, passport, receipt, task, waybill
 from not_fed.envelope.dsse import MAX_VALIDITY, Statement
 from not_fed.envelope.finite import MAX_WEIGHT
 from not_fed.keys import identity, steward, succession
@@ -128,6 +128,7 @@ def test_the_pages_types_of_lines_are_the_codes() -> None:
         "passport": passport.PAYLOAD_TYPE, "waybill": waybill.PAYLOAD_TYPE, "label": label.PAYLOAD_TYPE,
         "identity": identity.PAYLOAD_TYPE, "steward": steward.PAYLOAD_TYPE, "succession": succession.PAYLOAD_TYPE,
         "recall": recall.PAYLOAD_TYPE, "task": task.TASK_TYPE, "greeting": task.GREETING_TYPE,
+        "receipt": receipt.RECEIPT_TYPE,
     }  # fmt: skip
     assert f"type `{identity.LOG_KEYS_TYPE}`" in PAGE
 
