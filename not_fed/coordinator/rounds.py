@@ -170,7 +170,8 @@ class Rounds:
         )
         if status in ("sealed", "received") and site in self._log_sent:
             self._log_sizes[site] = self._log_sent.pop(site)
-        self._keep_receipt(site, reply, now=now)
+        if reply.receipt is not None:
+            self._keep_receipt(site, reply.receipt, now=now)
         if not self.state.answer(answered):
             log.info("round %d: %s sent an answer that was counted before", step.round, site)
             return status
@@ -182,16 +183,14 @@ class Rounds:
             log.info("round %d: %s left out %s: %s", step.round, site, clean_code(digest_part[:12]), clean_code(reason))
         return status
 
-    def _keep_receipt(self, site: str, reply: Reply, *, now: datetime) -> None:
+    def _keep_receipt(self, site: str, line: bytes, *, now: datetime) -> None:
         """Keep a true one; one that is not costs the site nothing but its own protection."""
-        if reply.receipt is None:
-            return
         try:
-            receipt = verify_receipt(reply.receipt, site=site, coordinator=self.plan.name, roster=self.roster, now=now)
+            receipt = verify_receipt(line, site=site, coordinator=self.plan.name, roster=self.roster, now=now)
         except NotFedError as error:
             log.warning("a receipt of %s was not kept: %s", site, error)
             return
-        self.state.keep_receipt(site, reply.receipt, issued=receipt.issued)
+        self.state.keep_receipt(site, line, issued=receipt.issued)
 
     def close(self, step: Step, *, now: datetime) -> None:
         """End a step: silent sites are noted, and in mode trusted the aggregate is made and sealed.
