@@ -92,6 +92,12 @@ def _roc(axes: Axes, kinds: Sequence[Mapping[str, Any]], colours: Colours) -> No
         label = f"{row['name']}: AUC {auc['value']:.2f} ({auc['ci_low']:.2f} to {auc['ci_high']:.2f})"
         axes.step([x for x, _ in points], [y for _, y in points], where="post", linewidth=2, label=label,
                   color=colours[KINDS[place % len(KINDS)]])  # fmt: skip
+    label = "dotted: the most that an epsilon allows"
+    for place, row in enumerate(kinds):
+        if row.get("dp"):
+            axes.plot(*_allowed(row["dp"]), color=colours[KINDS[place % len(KINDS)]], linewidth=1.2, linestyle=":",
+                      label=label)  # fmt: skip
+            label = "_"
     shown = (0.001, 0.01, 0.1, 1)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(shown, [f"{100 * rate:g} %" for rate in shown])
@@ -100,6 +106,16 @@ def _roc(axes: Axes, kinds: Sequence[Mapping[str, Any]], colours: Colours) -> No
     axes.set_ylabel("members found (true positive rate)")
     axes.set_title(f"Attacker with {best_attack(kinds[0])}, 95 % intervals", fontsize=11, color=colours["ink"])
     _legend(axes, colours, loc="lower right")
+
+
+def _allowed(claim: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """The true positive rates that no attacker exceeds, whatever they know: the region of (epsilon, delta).
+
+    Source: Kairouz, Oh and Viswanath 2015, The Composition Theorem for Differential Privacy (arXiv 1311.0776).
+    """
+    factor, delta = math.exp(claim["epsilon"]), claim["delta"]
+    xs = [LEAST * 10 ** (step / 40) for step in range(round(-40 * math.log10(LEAST)) + 1)]
+    return xs, [min(1.0, factor * x + delta, 1 - (1 - delta - x) / factor) for x in xs]
 
 
 def _spread(axes: Axes, row: Mapping[str, Any], colours: Colours, *, limits: tuple[float, float], last: bool) -> None:
