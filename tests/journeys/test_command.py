@@ -57,6 +57,8 @@ def place(tmp_path: Path) -> Path:
     save_base(tiny.tiny_gpt2(), tmp_path / "gpt2")
     (tmp_path / "notes.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in records(60)))
     (tmp_path / "held.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in records(20, seed=9)))
+    people = [{"text": text, "patient_id": number // 3} for number, text in enumerate(records(60, seed=4))]
+    (tmp_path / "people.jsonl").write_text("".join(json.dumps(record) + "\n" for record in people))
     (tmp_path / "broken.jsonl").write_text('{"text": "w1 w2"}\n{"text": \n')
     (tmp_path / "pass").write_text("correct horse battery staple\n")
     (tmp_path / "pass").chmod(0o600)
@@ -103,6 +105,9 @@ def test_an_organs_life_from_data_to_a_better_model(not_fed: Run, place: Path) -
     private = not_fed(*TRAIN, "--epsilon", 8, "--delta", 1e-4, "--out", "private.organ", "--json").json
     assert private["epsilon"] <= 8
     assert private["unit"] == "record"
+    assert (private["loss_first"], private["loss_last"]) == (None, None)
+    assert private["audit"]["verdict"] == "consistent"
+    assert len(private["ledger_head"]) == 64
     shown = not_fed("show", "knee.organ", "--json").json
     assert shown.keys() >= {
         "kind",
@@ -126,6 +131,40 @@ def test_an_organs_life_from_data_to_a_better_model(not_fed: Run, place: Path) -
     in_place = not_fed("evaluate", "base", "--data", "held.jsonl", "--organ", "knee.organ", "--json").json
     assert after["perplexity"] < before["perplexity"]
     assert after["perplexity"] == pytest.approx(in_place["perplexity"], rel=1e-4)
+
+
+def test_people_in_the_data_are_the_unit_and_a_dry_run_spends_nothing(not_fed: Run, place: Path) -> None:
+    words = ("train", "people.jsonl", "--base", "base", "--span", "1:3", "--epsilon", 3, "--release", "mean_loss")
+    planned = not_fed(*words, "--dry-run", "--json").json
+    assert (planned["unit"], planned["units"], planned["records"], planned["expected_batch"]) == ("person", 20, 60, 2.0)
+    assert planned["relation"] == "one person with all their records added or removed"
+    assert planned["epsilon"] <= 3 < planned["epsilon_renyi"]
+    assert planned["epsilon_prv"] == pytest.approx(planned["epsilon"], abs=0.02)
+    assert (planned["spent"], planned["allowed"], planned["fits"]) == (0.0, 10.0, True)
+    assert planned["spent_after"] == planned["epsilon"]
+    assert not_fed("budget", "show", "people.jsonl", "--json").json["runs"] == 0
+    said = not_fed(*words, "--dry-run").out
+    assert "(one person added or removed)" in said
+    trained = not_fed(*words, "--out", "knee.organ", "--json").json
+    assert (trained["unit"], trained["records_per_person"]) == ("person", 4)
+    assert [one["name"] for one in trained["releases"]] == ["mean_loss"]
+    spent = not_fed("budget", "show", "people.jsonl", "--json").json
+    assert (spent["runs"], spent["spent"]) == (1, trained["epsilon"])
+    verified = not_fed("budget", "verify", "--organ", "knee.organ", "--json")
+    assert (verified.code, verified.json["organs"]) == (0, 1)
+
+
+def test_a_run_that_does_not_fit_is_refused_with_what_would_and_leaves_nothing(not_fed: Run, place: Path) -> None:
+    not_fed("budget", "set", "notes.jsonl", "--epsilon", 2, "--delta", 1e-4)
+    words = (*TRAIN, "--epsilon", 3, "--sample-rate", 0.2)
+    refused = not_fed(*words, "--out", "o.organ", "--json")
+    assert (refused.code, refused.json["code"]) == (7, "budget-spent")
+    assert "what would fit" in refused.json["hint"]
+    planned = not_fed(*words, "--dry-run", "--json").json
+    assert (planned["delta"], planned["fits"], planned["left_after"]) == (1e-4, False, None)  # the budget's own delta
+    assert "noise_multiplier" in planned["would_fit"]
+    assert list(place.glob("*o.organ*")) == []
+    assert not_fed("budget", "show", "notes.jsonl", "--json").json["runs"] == 0
 
 
 def enrol(not_fed: Run, *names: str) -> None:
@@ -249,6 +288,47 @@ def test_a_sealed_organ_from_one_site_to_another(not_fed: Run, place: Path) -> N
             ("train", "notes.jsonl", "--base", "base", "--span", "1:3", "--epsilon", "50", "--out", "o"),
             7,
             "epsilon-weak",
+        ),
+        (
+            (
+                "train",
+                "people.jsonl",
+                "--base",
+                "base",
+                "--span",
+                "1:3",
+                "--epsilon",
+                "3",
+                "--unit",
+                "record",
+                "--out",
+                "o",
+            ),
+            7,
+            "unit-understates",
+        ),
+        (
+            (
+                "train",
+                "notes.jsonl",
+                "--base",
+                "base",
+                "--span",
+                "1:3",
+                "--epsilon",
+                "3",
+                "--unit",
+                "doctor",
+                "--out",
+                "o",
+            ),
+            4,
+            "no-person",
+        ),
+        (
+            ("train", "notes.jsonl", "--base", "base", "--span", "1:3", "--release", "mean_loss", "--out", "o"),
+            2,
+            "usage",
         ),
         (("train", "notes.jsonl", "--base", "notes.jsonl", "--span", "1:3", "--out", "o"), 4, "not-a-base"),
         (("transplant", "plain.organ", "--into", "other-base", "--out", "o"), 5, "other-base"),

@@ -1,0 +1,213 @@
+"""train: a span on a site's records, with differential privacy where an epsilon is asked for, paid from the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from not_fed.cli.options import BaseOption, Device, SpanOption, TextField, device_of
+from not_fed.cli.output import AsJson, say
+from not_fed.cli.progress import shown
+from not_fed.cli.train_output import show_planned, show_trained
+from not_fed.errors import UsageError
+
+if TYPE_CHECKING:
+    from not_fed.organ.data import Records
+    from not_fed.organ.train import Precision
+    from not_fed.privacy.accounting import DpPlan
+    from not_fed.privacy.ledger import Ledger
+    from not_fed.privacy.statement import Cost
+
+
+class EngineName(StrEnum):
+    """How a private run clips."""
+
+    AUTO = "auto"
+    BOOK_KEEPING = "book-keeping"
+    LOOP = "loop"
+    OPACUS = "opacus"
+
+
+class PrecisionName(StrEnum):
+    """Of the arithmetic in span and suffix."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What was asked of a private run, in the command's own words."""
+
+    epsilon: float
+    delta: float | None
+    records_per_person: int
+    sample_rate: float
+    max_grad_norm: float
+    divisor: float
+    releases: tuple[str, ...]
+    release_noise: float
+
+
+def train_command(
+    data: Annotated[Path, typer.Argument(help="Records: .jsonl, .txt (a record a line), .csv or .parquet.")],
+    base: BaseOption,
+    span: SpanOption,
+    out: Annotated[Path | None, typer.Option("--out", help="The organ file to write.")] = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="Start from this organ instead of the base's span.")
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option("--epsilon", help="Train with DP-SGD to this epsilon.")] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option("--delta", help="Below one over the number of units. [default: the budget's, or 1e-5]"),
+    ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(
+            "--unit",
+            help="What epsilon protects: record, or the column that names the person. A known one, "
+            "such as patient_id, is found.",
+        ),
+    ] = None,
+    records_per_person: Annotated[
+        int, typer.Option("--records-per-person", min=1, help="DP: a person's records in one step, at most.")
+    ] = 4,
+    sample_rate: Annotated[float, typer.Option("--sample-rate", help="DP: chance of a unit to join a step.")] = 0.1,
+    max_grad_norm: Annotated[float, typer.Option("--max-grad-norm", help="DP: the clip, an L2 norm per unit.")] = 1.0,
+    divisor: Annotated[
+        float, typer.Option("--divisor", help="DP: declared batch size in units; never taken from the data.")
+    ] = 100.0,
+    release: Annotated[
+        list[str] | None,
+        typer.Option("--release", help="DP: let this number out, with noise, charged: mean_loss or units. Repeatable."),
+    ] = None,
+    release_noise: Annotated[
+        float, typer.Option("--release-noise", help="DP: noise multiplier of what is let out.")
+    ] = 10.0,
+    declared_units: Annotated[
+        float | None,
+        typer.Option(
+            "--declared-units", help="DP: public number that divides a mean. [default: divisor / sample rate]"
+        ),
+    ] = None,
+    engine: Annotated[EngineName, typer.Option("--engine", help="DP: how units are clipped.")] = EngineName.AUTO,
+    precision: Annotated[
+        PrecisionName, typer.Option("--precision", help="Of the arithmetic; auto is bfloat16 on a GPU that has it.")
+    ] = PrecisionName.AUTO,
+    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate. [default: 2e-3; 1e-2 with DP]")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="Passes over the records. [default: 1; 2 with DP]")
+    ] = None,
+    batch_tokens: Annotated[int, typer.Option("--batch-tokens", help="Predicted tokens in a step, without DP.")] = 1024,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longer records are cut.")] = 512,
+    seed: Annotated[int, typer.Option("--seed", help="Order of the records; never used for DP.")] = 0,
+    text_field: TextField = "text",
+    device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and what it costs; train nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a span in place on your records; all else stays frozen. An interrupted run goes on when started again."""
+    from not_fed.organ.anatomy import Span
+    from not_fed.organ.charging import ToLedger
+    from not_fed.organ.data import read_data
+    from not_fed.organ.train import Speed, TrainSettings, train
+    from not_fed.resources.bases import find_base
+
+    _require_epsilon(epsilon, unit=unit, release=release)
+    where = device_of(device)
+    records = read_data(data, text_field=text_field, unit=unit if epsilon is not None else "record")
+    passes = epochs or (1 if epsilon is None else 2)
+    wish = None if epsilon is None else Wish(
+        epsilon=epsilon, delta=delta, records_per_person=records_per_person, sample_rate=sample_rate,
+        max_grad_norm=max_grad_norm, divisor=divisor, releases=tuple(release or ()), release_noise=release_noise,
+    )  # fmt: skip
+    ledger = None if wish is None else _ledger()
+    dp = None if wish is None or ledger is None else _plan(wish, records, ledger, epochs=passes)
+    settings = TrainSettings(
+        span=Span.parse(span), lr=lr or (2e-3 if dp is None else 1e-2), epochs=passes, batch_tokens=batch_tokens,
+        max_tokens=max_tokens, seed=seed, precision=_precision(precision, device=where), dp=dp, engine=engine.value,
+        declared_units=declared_units or (divisor / sample_rate if dp is not None else None),
+    )  # fmt: skip
+    with shown() as progress:
+        found = find_base(base, progress=progress)
+        settings.span.check_inside(found.layers, where=str(found.folder))
+        if dry_run:
+            cost = None if ledger is None or dp is None else _cost(ledger, records, dp)
+            show_planned(found, records, settings, cost=cost, as_json=as_json)
+            return
+        if out is None:
+            raise UsageError(
+                where="not-fed train", expected="--out, or --dry-run", got="neither", hint="add --out my.organ"
+            )
+        trained = train(
+            found,
+            records=records,
+            settings=settings,
+            out=out,
+            charge=None if ledger is None else ToLedger(ledger=ledger, name=data.name),
+            init=init,
+            speed=Speed(device=where),
+            progress=progress,
+            warn=say,
+        )
+    show_trained(trained, as_json=as_json)
+
+
+def _require_epsilon(epsilon: float | None, *, unit: str | None, release: list[str] | None) -> None:
+    """What only a private run can mean is not silently left out of another."""
+    for option, value in (("--unit", unit), ("--release", release)):
+        if epsilon is None and value:
+            raise UsageError(
+                where=option,
+                expected="--epsilon beside it, which is what it is about",
+                got="no --epsilon",
+                hint="add --epsilon 3, or leave it out and train without privacy",
+            )
+
+
+def _ledger() -> Ledger:
+    from not_fed.privacy.ledger import Ledger, ledger_folder
+
+    return Ledger.at(ledger_folder())
+
+
+def _plan(wish: Wish, records: Records, ledger: Ledger, *, epochs: int) -> DpPlan:
+    """Everything fixed before the records are looked at; only the unit follows from them, and the account's delta."""
+    from not_fed.organ.units import require_unit
+    from not_fed.privacy.accounting import NoisedRelease, plan_dp
+
+    data = ledger.identify(records.texts, records.people)
+    plan = plan_dp(
+        epsilon=wish.epsilon,
+        delta=ledger.standing(data, unit=records.unit).cap.delta if wish.delta is None else wish.delta,
+        sample_rate=wish.sample_rate,
+        steps=max(1, round(epochs / wish.sample_rate)) if wish.sample_rate > 0 else 1,
+        max_grad_norm=wish.max_grad_norm,
+        divisor=wish.divisor,
+        unit=records.unit,
+        records_per_person=wish.records_per_person if records.unit == "person" else 1,
+        releases=tuple(NoisedRelease(name=name, noise_multiplier=wish.release_noise) for name in wish.releases),
+    )
+    require_unit(records, plan=plan)
+    return plan
+
+
+def _cost(ledger: Ledger, records: Records, plan: DpPlan) -> Cost:
+    return ledger.would_cost(ledger.identify(records.texts, records.people), plan=plan)
+
+
+def _precision(wanted: PrecisionName, *, device: str) -> Precision:
+    import torch
+
+    if wanted is not PrecisionName.AUTO:
+        return "bfloat16" if wanted is PrecisionName.BFLOAT16 else "float32"
+    has_it = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_it else "float32"
