@@ -244,8 +244,8 @@ def _run_details(result: SimulationResult, *, federation: FederationFile, epsilo
         "epsilon": epsilon,
         "spent": result.epsilon,
         "delta": federation.privacy.delta if epsilon is not None and federation.privacy else None,
-        "unit": "record",
-        "loss_curves": {site: list(_curve(notes)) for site, notes in result.notes.items()},
+        "unit": next((account["unit"] for account in result.accounts.values()), "record"),
+        "loss_curves": {site: curve for site, notes in result.notes.items() if (curve := list(_curve(notes)))},
         "passports": passports,
     }
 
@@ -262,6 +262,9 @@ def _passport(organ: Path, *, author: str, round_number: int, received: Mapping[
         "epsilon": dp.epsilon if dp else None,
         "delta": dp.delta if dp else None,
         "unit": dp.unit if dp else "record",
+        "audit": passport.audit.model_dump(exclude_none=True) if passport.audit else None,
+        "contradicted": passport.audit is not None and passport.audit.contradicts(dp),
+        "releases": [release.model_dump(exclude_none=True) for release in passport.releases],
         "issued": passport.created.isoformat(),
         "verified_by": sorted(site for site, seen in received.items() if site != author and digest in seen),
     }

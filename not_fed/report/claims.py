@@ -152,7 +152,9 @@ def loss_heading(result: Federated) -> str:
     ends = [pair for run in result.runs for curve in run.loss_curves.values() if (pair := loss_ends(curve))]
     lower = sum(last < first for first, last in ends)
     first, last = (sum(pair[i] for pair in ends) / max(1, len(ends)) for i in (0, 1))
-    where = "at every hospital in every run" if lower == len(ends) else f"in {lower} of {len(ends)} trainings"
+    kept = [run for run in result.runs if any(map(loss_ends, run.loss_curves.values()))]
+    runs = "every run" if len(kept) == len(result.runs) else "every run that keeps its losses"
+    where = f"at every hospital in {runs}" if lower == len(ends) else f"in {lower} of {len(ends)} trainings"
     return f"Training lowered the loss {where}: {first:.2f} to {last:.2f} nats a token on average"
 
 

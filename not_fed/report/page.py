@@ -56,6 +56,7 @@ def render(result: Federated) -> str:
         "size": words.size,
         "duration": words.duration,
         "moment": words.moment,
+        "epsilon": words.epsilon,
         "listed": words.listed,
     }
     page = environment.get_template("page.html.j2")
@@ -197,7 +198,13 @@ def _privacy(result: Federated) -> Section | None:
         return None
     rows = [(run, words.promise(run.epsilon, run.delta, run.unit)) for run in result.runs]
     bounded = any(run.epsilon is not None for run in result.runs)
-    parts = {"rows": rows, "bounded": bounded, "open": any(run.epsilon is None for run in result.runs)}
+    accounts = [(run, site, account) for run in result.runs for site, account in run.accounts.items()]
+    parts = {
+        "rows": rows, "bounded": bounded, "open": any(run.epsilon is None for run in result.runs),
+        "accounts": [
+            (run, site, words.promise(one.spent, one.delta, one.unit), one) for run, site, one in accounts[:MAX_ROWS]
+        ],
+    }  # fmt: skip
     return Section(kind="privacy", label="Privacy", title=claims.privacy_heading(result), parts=parts)
 
 
@@ -206,7 +213,13 @@ def _passports(result: Federated) -> Section | None:
     if not passports:
         return None
     rows = [
-        (run, passport, words.promise(passport.epsilon, passport.delta, passport.unit)) for run, passport in passports
+        (
+            run,
+            passport,
+            words.promise(passport.epsilon, passport.delta, passport.unit),
+            words.audit(passport.audit, contradicted=passport.contradicted),
+        )
+        for run, passport in passports
     ]
     parts = {"rows": rows[:MAX_ROWS], "more": max(0, len(rows) - MAX_ROWS)}
     return Section(kind="passports", label="Passports", title=claims.passports_heading(result), parts=parts)

@@ -98,6 +98,42 @@ class Delivery(Part):
     kind: str = ""
 
 
+class Audit(Part):
+    """What an attack on the training found, by the author's word."""
+
+    method: str = ""
+    epsilon_lower_bound: float = 0.0
+    confidence: float = 0.95
+    delta: float | None = None
+    fdp_epsilon_lower_bound: float | None = None
+    noise_ratio: float | None = None
+    canaries: int = 0
+
+
+class Release(Part):
+    """A number about the records that left beside the organ, and how."""
+
+    name: str
+    value: float = math.nan
+    how: str = ""
+
+
+class Account(Part):
+    """Where a site's records stand with their budget after the run.
+
+    Attributes:
+        spent: by the accountant that is reported. enforced: by the filter that is the hard stop; it is larger.
+        left: what one further plan may cost.
+    """
+
+    spent: float
+    enforced: float | None = None
+    budget: float | None = None
+    left: float | None = None
+    delta: float | None = None
+    unit: str = "record"
+
+
 class PassportClaim(Part):
     """What a passport said, and who checked its signatures."""
 
@@ -107,6 +143,9 @@ class PassportClaim(Part):
     epsilon: float | None = None
     delta: float | None = None
     unit: str = ""
+    audit: Audit | None = None
+    contradicted: bool = False
+    releases: list[Release] = []
     span: list[int] = []
     issued: str = ""
     verified_by: list[str] = []
@@ -123,6 +162,7 @@ class Run(Part):
     loss_curves: dict[str, Annotated[list[tuple[int, int, float]], BeforeValidator(_steps)]] = {}
     deliveries: list[Delivery] = []
     passports: list[PassportClaim] = []
+    accounts: dict[str, Account] = {}
 
 
 class Stored(Part):

@@ -5,6 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from not_fed.envelope import claims
+
+if TYPE_CHECKING:
+    from not_fed.report.shape import Audit
 
 _SMALL = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
@@ -118,13 +124,40 @@ def layers(span: Sequence[int]) -> str:
 
 
 def promise(epsilon: float | None, delta: float | None, unit: str) -> str:
-    """A privacy bound in one breath: the number never travels alone.
+    """A privacy bound in one breath: the number never travels alone, and is rounded up.
 
-    >>> promise(8.0, 1e-5, "record"), promise(None, None, "record")
-    ('epsilon 8 at delta 1e-05, per record', 'none')
+    >>> promise(7.301, 1e-5, "record"), promise(None, None, "record")
+    ('epsilon 7.31 at delta 1e-05 (one record added or removed)', 'none')
     """
     if epsilon is None:
         return "none"
-    return (
-        f"epsilon {epsilon:.3g}" + (f" at delta {delta:g}" if delta is not None else "") + f", per {unit or 'record'}"
-    )
+    if delta is None:
+        return f"epsilon {epsilon:.3g}, its delta unknown, per {unit or 'record'}"
+    return claims.promise(epsilon, delta=delta, unit=unit or "record")
+
+
+def epsilon(value: float | None) -> str:
+    """A number in a column whose heading says what it bounds; the rest of the promise stands in the same row.
+
+    >>> epsilon(1.5), epsilon(None), epsilon(math.inf)
+    ('1.50', '', 'unbounded')
+    """
+    if value is None:
+        return ""
+    return f"{value:.2f}" if math.isfinite(value) else "unbounded"
+
+
+def audit(found: Audit | None, *, contradicted: bool) -> str:
+    """What an audit found, to stand beside the promise.
+
+    >>> audit(None, contradicted=False)
+    'none'
+    """
+    if found is None:
+        return "none"
+    parts = [f"at least {found.epsilon_lower_bound:.2f} ({found.confidence:.0%} confidence)"]
+    if found.fdp_epsilon_lower_bound is not None:
+        parts.append(f"f-DP {found.fdp_epsilon_lower_bound:.2f}")
+    if found.noise_ratio is not None:
+        parts.append(f"noise {found.noise_ratio:.3f} times the claimed")
+    return ", ".join(parts) + (": CONTRADICTS THE PROMISE" if contradicted else ": consistent")

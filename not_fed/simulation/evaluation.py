@@ -87,6 +87,7 @@ def _run(result: SimulationResult) -> dict[str, Any]:
         "engine": result.engine,
         "epsilon": result.epsilon,
         "loss_curves": result.loss_curves,
+        "accounts": result.accounts,
         "seconds": result.seconds,
         "bytes_sent": result.bytes_sent,
         "answers": result.answers,

@@ -68,10 +68,17 @@ class SimulationResult:
 
     @property
     def loss_curves(self) -> dict[str, list[float | None]]:
-        """Site -> its training loss over all its steps of all rounds."""
-        return {
+        """Site -> its training loss over all its steps of all rounds; a private run has none."""
+        curves = {
             site: [loss for note in notes for loss in note.get("loss_curve", [])] for site, notes in self.notes.items()
         }
+        return {site: curve for site, curve in curves.items() if curve}
+
+    @property
+    def accounts(self) -> dict[str, dict[str, Any]]:
+        """Site -> where its records stood with their budget after its last private round."""
+        found = {site: [note["account"] for note in notes if "account" in note] for site, notes in self.notes.items()}
+        return {site: accounts[-1] for site, accounts in found.items() if accounts}
 
     @property
     def bytes_sent(self) -> int:

@@ -130,6 +130,20 @@ def open_round(
     return RoundAccount(held, later_runs)
 
 
+def account_notes(ledger: Ledger, *, records: Records, plan: DpPlan, policy: PrivacyPolicy) -> dict[str, object]:
+    """Where the records stand with their budget after a round, for the site's own eyes."""
+    data = ledger.identify(records.texts, records.people if plan.unit == "person" else None)
+    standing = ledger.standing(data, unit=plan.unit, limit=policy.budget)
+    return {
+        "spent": standing.spent.value,
+        "enforced": standing.enforced,
+        "budget": min(standing.cap.epsilon, policy.budget),
+        "left": standing.left,
+        "delta": plan.delta,
+        "unit": plan.unit,
+    }
+
+
 def _head(path: Path, *, name: str) -> str | None:
     """A passport that cannot be read, or is another author's, says nothing about this ledger."""
     try:

@@ -19,7 +19,7 @@ from not_fed.organ.claims import plan_of
 from not_fed.organ.data import Records, read_data
 from not_fed.organ.organ import OrganInfo, read_organ
 from not_fed.privacy.accounting import DpPlan, NoisedRelease, plan_dp
-from not_fed.site.account import RoundAccount, open_ledger, open_round
+from not_fed.site.account import RoundAccount, account_notes, open_ledger, open_round
 from not_fed.site.job import Job
 from not_fed.site.policy import PUBLIC_CONSTANTS, PrivacyPolicy
 from not_fed.site.prefix_cache import PREFIX_FOLDER, PrefixCache, forget_prefixes
@@ -156,6 +156,7 @@ def _train_privately(job: Job, start: Path | None, out: Path, own: PrivacyPolicy
         "epsilon": None if claim is None else claim.epsilon,
         "delta": plan.delta,
         "unit": plan.unit,
+        "account": account_notes(ledger, records=records, plan=plan, policy=own),
     }
     return Made(organ=organ, numbers=numbers, notes=notes)
 

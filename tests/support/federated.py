@@ -10,6 +10,10 @@ SITES = ("cardiology", "neurology", "orthopaedics")
 TITLES = ("Heart and vessels", "Brain and nerves", "Bones and joints")
 RUNS: tuple[tuple[str, float | None], ...] = (("non-private", None), ("epsilon 8", 8.0))
 ORGAN_BYTES = 42_487_512
+AUDIT = {
+    "method": "one-run audit", "epsilon_lower_bound": 0.84, "fdp_epsilon_lower_bound": 1.01, "confidence": 0.95,
+    "delta": 1e-5, "noise_ratio": 1.002, "canaries": 5000, "verdict": "consistent",
+}  # fmt: skip
 BASE = {"cardiology": 71.4, "neurology": 64.9, "orthopaedics": 75.3}
 
 
@@ -62,15 +66,25 @@ def _score(value: float) -> dict[str, float]:
 def _run(name: str, epsilon: float | None) -> dict[str, Any]:
     promise = {"epsilon": epsilon, "delta": None if epsilon is None else 1e-5, "unit": "record"}
     return {
-        "name": name, **promise, "mode": "bank", "loss_curves": {site: _curve(site, epsilon) for site in SITES},
+        "name": name, **promise, "mode": "bank",
+        "loss_curves": {site: _curve(site, epsilon) for site in SITES} if epsilon is None else {},
+        "accounts": {} if epsilon is None else {site: account(epsilon) for site in SITES},
         "deliveries": [delivery for number in (1, 2) for delivery in _deliveries(number)],
         "passports": [
             {"author": site, "round": number, "organ_sha256": _digest(f"{name}{site}{number}"), **promise,
+             "audit": None if epsilon is None else AUDIT, "contradicted": False,
+             "releases": [] if epsilon is None else [{"name": "mean_loss", "value": 2.4137, "how": "noised"}],
              "span": [20, 23], "issued": "2026-11-24T20:20:00+00:00",
              "verified_by": [other for other in SITES if other != site]}
             for number in (1, 2) for site in SITES
         ],
     }  # fmt: skip
+
+
+def account(epsilon: float) -> dict[str, Any]:
+    """A site's account with a budget of 10."""
+    return {"spent": epsilon, "enforced": epsilon * 1.13, "budget": 10.0, "left": 10 - epsilon * 1.13, "delta": 1e-5,
+            "unit": "record"}  # fmt: skip
 
 
 def _curve(site: str, epsilon: float | None) -> list[list[float]]:

@@ -182,13 +182,27 @@ def test_the_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
     assert [text.startswith("default-src 'none'; style-src 'unsafe-inline';") for text in policies] == [True]
 
 
+def test_the_page_shows_promise_audit_and_account_of_every_private_site(tmp_path: Path) -> None:
+    """And says so where an audit contradicts its promise."""
+    result = federated()
+    text = page_of(result, tmp_path).text
+    assert "epsilon 8.00 at delta 1e-05 (one record added or removed)" in text
+    assert "at least 0.84 (95% confidence), f-DP 1.01, noise 1.002 times the claimed: consistent" in text
+    assert "mean_loss 2.414, noised" in text
+    for number in ("9.04", "10.00", "0.96"):  # enforced, budget, left
+        assert number in text
+    assert "CONTRADICTS" not in text
+    result["runs"][1]["passports"][0]["contradicted"] = True
+    assert "CONTRADICTS THE PROMISE" in page_of(result, tmp_path).text
+
+
 def test_a_reader_without_eyes_gets_the_same_page(tmp_path: Path) -> None:
     page = page_of(federated(), tmp_path)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert dict(page.tags)["html"]["lang"] == "en"
     pictures = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert len(pictures) == 4 + 2 + 1
+    assert len(pictures) == 4 + 1 + 1  # a private run keeps no loss
     assert all(picture["role"] == "img" and len(picture["aria-label"] or "") > 30 for picture in pictures)
     tables = [tag for tag, _ in page.tags if tag in ("table", "caption")]
     assert tables == ["table", "caption"] * (len(tables) // 2)
@@ -340,7 +354,7 @@ def test_the_summary_fits_a_small_terminal(aggregate: float) -> None:
     assert max(map(len, lines)) <= 80
     assert lines[-1].split() == ["report", str(report)]
     assert all(char.isprintable() for line in lines for char in line)
-    assert any(line.startswith("privacy    Epsilon 8 at delta 1e-05, per record") for line in lines)
+    assert any(line.startswith("privacy    Epsilon 8.00 at delta 1e-05 (one record added") for line in lines)
 
 
 def test_a_summary_of_many_models_keeps_the_base_and_the_aggregates() -> None:
