@@ -15,6 +15,7 @@ import pytest
 
 from not_fed.envelope import Expectation, load_import_policy, verify_sealed
 from not_fed.envelope.policy import (
+    AuditContradicts,
     AuditMissing,
     AuthorNotAccepted,
     BaseRefused,
@@ -24,13 +25,16 @@ from not_fed.envelope.policy import (
     FamilyRefused,
     ImportPolicy,
     LogProofMissing,
+    ReleaseRefused,
     SenderNotAccepted,
     SpanRefused,
+    TooManyPerPerson,
     TooOld,
     UnitRefused,
 )
 from not_fed.errors import NotFedError
 from not_fed.settings import BadSettings
+from tests.support.attacks import assert_opens
 from tests.support.trust import BASE, DP, NOW, Federation, Forger, Parcel, assert_refused, organ_bytes
 
 AUDIT = {"method": "one-run audit", "epsilon_lower_bound": 0.7, "confidence": 0.95, "canaries": 1000}
@@ -45,7 +49,8 @@ def private(tmp_path: Path, federation: Federation) -> Parcel:
 
 MET: dict[str, Any] = {
     "authors": ["clinic", "lab"], "senders": ["clinic"], "max_epsilon": 3.1, "max_delta": 1e-5, "units": ["record"],
-    "audit": "required", "bases": [BASE], "families": ["llama"], "spans": [(2, 4)], "max_age_days": 7,
+    "audit": "required", "releases": "noised", "bases": [BASE], "families": ["llama"], "spans": [(2, 4)],
+    "max_age_days": 7,
 }  # fmt: skip
 UNMET: list[tuple[str, Any, type[NotFedError], int]] = [
     ("authors", ["lab"], AuthorNotAccepted, 6),
@@ -88,6 +93,67 @@ def test_an_organ_without_an_audit_is_refused_where_one_is_demanded(parcel: Parc
     required = Expectation(demands=ImportPolicy(audit="required", authors=["clinic"]))
     assert_refused(parcel, AuditMissing, expect=required)
     assert parcel.open(expect=Expectation(demands=ImportPolicy(audit="optional", authors=["clinic"])))
+
+
+@pytest.mark.parametrize(
+    "audit",
+    [
+        {"verdict": "contradicts"}, {"epsilon_lower_bound": 3.1001},
+        {"epsilon_lower_bound": 9.0, "verdict": "consistent"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_audit_that_contradicts_its_claim_is_none(private: Parcel, audit: dict[str, Any]) -> None:
+    """Own. The attack on the training found more than the claim allows, and its author signs both, as consistent even.
+
+    Powers: an author with both keys, who hopes that nobody compares. Control: a bound at the claim meets the demand,
+    and where no audit is demanded the organ opens, with the contradiction to be seen.
+    """
+    forger, required = Forger(private), Expectation(demands=ImportPolicy(audit="required"))
+    forger.rewrite(passport=forger.passport_with(audit=AUDIT | audit))
+    assert_refused(private, AuditContradicts, expect=required)
+    forger.rewrite(passport=forger.passport_with(audit=AUDIT | audit))
+    seen = assert_opens(private).passport
+    assert seen.audit is not None
+    assert "CONTRADICTS" in seen.audit.words(seen.dp)
+    forger.rewrite(passport=forger.passport_with(audit=AUDIT | {"epsilon_lower_bound": 3.1, "verdict": "consistent"}))
+    assert_opens(private, expect=required)  # control
+
+
+def test_more_records_of_a_person_than_demanded_are_refused(private: Parcel) -> None:
+    """Own. The claim protects people, but many records of one may join a step; or it protects records alone.
+
+    Powers: an author with both keys. Control: as many records as the demand allows.
+    """
+    forger = Forger(private)
+    claim = forger.passport["predicate"]["dp"]
+
+    def for_people(most: int) -> dict[str, Any]:
+        return {**claim, "unit": "person", "mechanism": {**claim["mechanism"], "records_per_person": most}}
+
+    demands = Expectation(demands=ImportPolicy(max_records_per_person=4))
+    for wrong in (for_people(5), claim, None):
+        forger.rewrite(passport=forger.passport_with(dp=wrong, audit=None))
+        assert_refused(private, TooManyPerPerson, expect=demands)
+    forger.rewrite(passport=forger.passport_with(dp=for_people(4), audit=None))
+    assert_opens(private, expect=demands)  # control
+
+
+def test_exact_numbers_about_records_are_refused_where_noise_is_demanded(private: Parcel) -> None:
+    """Own. An author publishes its exact record count beside the organ, where the organisation takes none such.
+
+    Powers: an author with both keys. Control: a noised number that the claim counts, and no number at all.
+    """
+    forger, demands = Forger(private), Expectation(demands=ImportPolicy(releases="noised"))
+    public = {"name": "records", "value": 340.0, "how": "public"}
+    forger.rewrite(passport=forger.passport_with(releases=[public]))
+    assert_refused(private, ReleaseRefused, expect=demands)
+    claim = forger.passport["predicate"]["dp"]
+    charged = {"name": "mean_loss", "noise_multiplier": 10.0}
+    left = charged | {"value": 2.5, "how": "noised", "sensitivity": 4.0, "divisor": 100.0}
+    counted = {**claim, "mechanism": {**claim["mechanism"], "releases": [charged]}}
+    forger.rewrite(passport=forger.passport_with(dp=counted, releases=[left]))
+    assert_opens(private, expect=demands)  # control
 
 
 def test_an_audit_that_means_nothing_is_refused(private: Parcel) -> None:
