@@ -47,7 +47,7 @@ def clip_factor(norms: Tensor, *, max_grad_norm: float) -> Tensor:
     Guarantees:
         factor * norm <= max_grad_norm, also when the norm was measured up to 1e-5 too short. A unit whose norm is NaN
         or infinite gets 0.
-    Proved by: tests/unit/test_dp_sgd.py::test_removing_any_record_moves_the_sum_by_at_most_the_clip
+    Proved by: tests/unit/test_dp_sgd.py::test_removing_any_unit_moves_the_sum_by_at_most_the_clip
     Source: Abadi et al. 2016, Deep Learning with Differential Privacy, Algorithm 1.
 
     >>> clip_factor(torch.tensor([0.5, 4.0, torch.nan]), max_grad_norm=2.0)

@@ -28,7 +28,7 @@ from not_fed.privacy.matrices import (
     squares,
     weighted,
 )
-from not_fed.privacy.traces import Inputs, misused, unknown
+from not_fed.privacy.traces import Inputs, misused, scale, unknown
 from not_fed.privacy.trainable import Owner
 
 MATRICES = (("gate_up_proj", "gate_up_proj_bias"), ("down_proj", "down_proj_bias"))
@@ -154,11 +154,9 @@ class ExpertsTrace:
     def sums(self, factors: Tensor) -> Iterator[tuple[str, Tensor]]:
         """One matrix product per expert and matrix."""
         groups = self._whole()
-        of_pairs = factors[groups.units].unsqueeze(1)
-        blank = of_pairs == 0
+        of_pairs = factors[groups.units]
         for matrix, bias in MATRICES:
-            seen = exact(self._seen.pop(matrix)).masked_fill(blank, 0.0)
-            back = self._back.pop(matrix).masked_fill(blank, 0.0).mul_(of_pairs)
+            seen, back = scale(exact(self._seen.pop(matrix)), self._back.pop(matrix), of_pairs)
             parts = list(zip(seen.split(groups.counts), back.split(groups.counts), strict=True))
             if matrix in self.owner.weights:
                 yield matrix, torch.stack([ours.T @ theirs for ours, theirs in parts])
