@@ -29,7 +29,9 @@ from not_fed.bench.attack_scores import (
     lira_scores,
     measure,
 )
+from not_fed.envelope.claims import DpClaim
 from not_fed.organ.data import Records
+from not_fed.organ.organ import read_organ
 from not_fed.progress import Progress, silent
 
 REFERENCE, LIRA = "reference loss", "shadow organs"
@@ -140,6 +142,7 @@ def attack_organ(operation: Operation, *, organ: Path, members: Records, others:
         others: like them, and not trained on.
     Proved by: tests/unit/test_attack_membership.py::test_an_organ_that_is_there_is_attacked_with_members_and_others
     """
+    claim = DpClaim.from_training(read_organ(organ).manifest.training)
     texts, people = (*members.texts, *others.texts), None
     if members.people is not None and others.people is not None:
         people = (*(f"in {who}" for who in members.people), *(f"out {who}" for who in others.people))
@@ -162,6 +165,8 @@ def attack_organ(operation: Operation, *, organ: Path, members: Records, others:
         "kinds": [
             {
                 "name": organ.name,
+                "epsilon": None if claim is None else claim.epsilon,
+                "dp": None if claim is None else claim.as_training(),
                 "attacks": {REFERENCE: _attack(found)},
                 "perplexity": _perplexities(losses[None, :], within[None, :], prepared),
                 "histogram": _histogram(statistic, truth[None, :]),

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from not_fed import files
 from not_fed.bench.attack_membership import LIRA, REFERENCE
 from not_fed.bench.attack_pictures import png, svg
-from not_fed.bench.attack_words import sentences
+from not_fed.bench.attack_words import named, sentences
 
 TITLES = {
     "membership": "Can somebody tell who was in the training data?",
@@ -102,8 +102,7 @@ def _cells(row: Mapping[str, Any], attack: Mapping[str, Any]) -> list[str]:
 
 
 def _claim(row: Mapping[str, Any]) -> str:
-    claim = row.get("dp")
-    return "none" if claim is None else f"{claim['epsilon']:.2f} at delta {claim['delta']:g}, per {claim['unit']}"
+    return "none" if row.get("dp") is None else named(row)
 
 
 def _extraction(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

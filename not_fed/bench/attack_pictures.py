@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from not_fed.bench.attack_words import best_attack
+from not_fed.bench.attack_words import best_attack, named
 from not_fed.report.figures import PicturesMissing
 from not_fed.report.svg import SETTINGS, THEME, to_svg
 
@@ -58,8 +58,12 @@ def svg(result: Mapping[str, Any], *, label: str) -> Markup:
 
 
 def draw(result: Mapping[str, Any], colours: Colours) -> Figure:
-    """The picture for either attack."""
-    return _membership(result, colours) if result["attack"] == "membership" else _extraction(result, colours)
+    """The picture for either attack; claims are spelt out below it."""
+    figure = _membership(result, colours) if result["attack"] == "membership" else _extraction(result, colours)
+    claims = [f"{row['name']}: {named(row)}" for row in result["kinds"] if row.get("dp")]
+    if claims:
+        figure.supxlabel("\n".join(claims), fontsize=9, color=colours["soft"], x=0.01, ha="left")
+    return figure
 
 
 def _membership(result: Mapping[str, Any], colours: Colours) -> Figure:
@@ -89,15 +93,15 @@ def _roc(axes: Axes, kinds: Sequence[Mapping[str, Any]], colours: Colours) -> No
         attack = row["attacks"][best_attack(row)]
         points = [(max(false, LEAST), true) for false, true in attack["roc"] if true > 0]
         auc = attack["auc"]
-        label = f"{row['name']}: AUC {auc['value']:.2f} ({auc['ci_low']:.2f} to {auc['ci_high']:.2f})"
-        axes.step([x for x, _ in points], [y for _, y in points], where="post", linewidth=2, label=label,
+        legend = f"{row['name']}: AUC {auc['value']:.2f} ({auc['ci_low']:.2f} to {auc['ci_high']:.2f})"
+        axes.step([x for x, _ in points], [y for _, y in points], where="post", linewidth=2, label=legend,
                   color=colours[KINDS[place % len(KINDS)]])  # fmt: skip
-    label = "dotted: the most that an epsilon allows"
+    said = "dotted: the most that an epsilon allows"
     for place, row in enumerate(kinds):
         if row.get("dp"):
             axes.plot(*_allowed(row["dp"]), color=colours[KINDS[place % len(KINDS)]], linewidth=1.2, linestyle=":",
-                      label=label)  # fmt: skip
-            label = "_"
+                      label=said)  # fmt: skip
+            said = "_"
     shown = (0.001, 0.01, 0.1, 1)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(shown, [f"{100 * rate:g} %" for rate in shown])

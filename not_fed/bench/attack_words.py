@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from not_fed.bench.attack_membership import LIRA, REFERENCE
+from not_fed.envelope.claims import promise
 
 STAYS = (
     "Computed from private records without noise, and charged to no budget: for the data holder's eyes. "
@@ -33,6 +34,12 @@ def extraction_verdict(row: Mapping[str, Any]) -> str:
     return "told" if any(_told(one) for one in row["exposure"] if one["repeats"]) else "not told from chance"
 
 
+def named(row: Mapping[str, Any]) -> str:
+    """What kind of training it was: where it has a claim, the claim with all that it depends on."""
+    claim = row.get("dp")
+    return str(row["name"]) if claim is None else promise(claim["epsilon"], delta=claim["delta"], unit=claim["unit"])
+
+
 def sentences(result: Mapping[str, Any]) -> list[str]:
     """One sentence for each kind of training."""
     if result["attack"] == "membership":
@@ -54,12 +61,12 @@ def _membership(row: Mapping[str, Any], *, unit: str) -> str:
     if verdict == "contradicts its claim":
         refuted = max(one["refuted"]["epsilon"] for one in row["attacks"].values())
         return (
-            f"{row['name']}: ALARM, the attack refutes every epsilon below {refuted:.2f}, and the claim is "
-            f"{row['epsilon']:.2f} ({measured}); one run in twenty of a right claim does so by chance."
+            f"{named(row)}: ALARM, the attack refutes every epsilon below {refuted:.2f} at this delta ({measured}); "
+            "of right claims, one in twenty is refuted by chance."
         )
     if verdict == "told apart":
-        return f"{row['name']}: {who} that were trained on can be told from others better than by chance ({measured})."
-    return f"{row['name']}: this attack did not tell {who} that were trained on from others ({measured})."
+        return f"{named(row)}: {who} that were trained on can be told from others better than by chance ({measured})."
+    return f"{named(row)}: this attack did not tell {who} that were trained on from others ({measured})."
 
 
 def _extraction(row: Mapping[str, Any]) -> str:
@@ -70,10 +77,10 @@ def _extraction(row: Mapping[str, Any]) -> str:
     told = [str(one["repeats"]) for one in row["exposure"] if one["repeats"] and _told(one)]
     if told:
         return (
-            f"{row['name']}: planted secrets came through at {', '.join(told)} repeats ({measured}); "
+            f"{named(row)}: planted secrets came through at {', '.join(told)} repeats ({measured}); "
             f"{written} were written out word for word."
         )
-    return f"{row['name']}: planted secrets did not rank higher than luck explains ({measured}); {written} written out."
+    return f"{named(row)}: planted secrets did not rank higher than luck explains ({measured}); {written} written out."
 
 
 def _told(one: Mapping[str, Any]) -> bool:

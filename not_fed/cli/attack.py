@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from not_fed.cli.options import BaseOption, Device, SpanOption, TextField, device_of
 from not_fed.cli.output import AsJson, say, show
 from not_fed.cli.progress import shown
 from not_fed.errors import UsageError
@@ -27,8 +28,6 @@ class Precision(StrEnum):
 group = typer.Typer(no_args_is_help=True, help="See what an organ gives away about its records, before it leaves.")
 
 Data = Annotated[Path, typer.Argument(help="Records of your own: organs are trained on them and deleted again.")]
-BaseOption = Annotated[str, typer.Option("--base", help="Model folder, hub id, or smollm2-135m.")]
-SpanOption = Annotated[str, typer.Option("--span", help="Layers START:STOP, half-open: 20:23 is 20, 21, 22.")]
 OutOption = Annotated[Path, typer.Option("--out", help="A new folder for attack.json, attack.png and index.html.")]
 Epsilons = Annotated[
     list[float] | None,
@@ -51,8 +50,6 @@ PrecisionOption = Annotated[
     Precision, typer.Option("--precision", help="bfloat16 is faster where the hardware has it.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of coins, secrets and order; never used for DP.")]
-TextField = Annotated[str, typer.Option("--text-field", help="Field or column that holds the text.")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -111,7 +108,7 @@ def membership_command(
                 members=read_data(known, text_field=text_field, unit=unit),
                 others=read_data(unknown, text_field=text_field, unit=unit),
                 max_tokens=max_tokens,
-                device=_device(device),
+                device=device_of(device),
                 progress=progress,
             )
     else:
@@ -125,7 +122,7 @@ def membership_command(
         with shown() as progress:
             result = membership(
                 find_base(base, progress=progress), records=records, kinds=kinds, delta=delta, shadows=shadows,
-                seed=seed, device=_device(device), progress=progress,
+                seed=seed, device=device_of(device), progress=progress,
             )  # fmt: skip
     _finish(result, out=out, as_json=as_json)
 
@@ -178,7 +175,7 @@ def extraction_command(
     with shown() as progress:
         result = extraction(
             find_base(base, progress=progress), records=records, kinds=kinds, planted=planted, seed=seed,
-            device=_device(device), progress=progress,
+            device=device_of(device), progress=progress,
         )  # fmt: skip
     _finish(result, out=out, as_json=as_json)
 
@@ -274,11 +271,3 @@ def _finish(result: dict[str, Any], *, out: Path, as_json: bool) -> None:
         sys.stdout.write(markdown(result) + "\n\n" + "".join(f"- {sentence}\n" for sentence in sentences(result)))
     say(f"{out / 'index.html'}")
     say(result["stays"])
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name

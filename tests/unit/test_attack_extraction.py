@@ -78,7 +78,7 @@ def test_neither_the_base_nor_an_organ_of_small_epsilon_tells(asked: dict[str, A
         assert row["verdict"] == "not told from chance"
         assert sum(one["written_out"] for one in row["exposure"]) == 0
         assert all(one["mean_bits"]["value"] <= one["chance_below"] for one in row["exposure"] if one["repeats"])
-    assert sentences(asked)[2].startswith("epsilon 0.5: planted secrets did not rank higher than luck explains")
+    assert "delta 1e-05 (one record added or removed): planted secrets did not rank higher" in sentences(asked)[2]
 
 
 def test_the_result_holds_the_planted_secrets_and_no_other_text(asked: dict[str, Any]) -> None:
