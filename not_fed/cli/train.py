@@ -98,7 +98,8 @@ def train_command(
     ] = None,
     engine: Annotated[EngineName, typer.Option("--engine", help="DP: how units are clipped.")] = EngineName.AUTO,
     precision: Annotated[
-        PrecisionName, typer.Option("--precision", help="Of the arithmetic; auto is bfloat16 on a GPU that has it.")
+        PrecisionName,
+        typer.Option("--precision", help="Of the arithmetic; auto is bfloat16 on a GPU that has it, but not with DP."),
     ] = PrecisionName.AUTO,
     lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate. [default: 2e-3; 1e-2 with DP]")] = None,
     epochs: Annotated[
@@ -133,7 +134,8 @@ def train_command(
     dp = None if wish is None or ledger is None else _plan(wish, records, ledger, epochs=passes)
     settings = TrainSettings(
         span=Span.parse(span), lr=lr or (2e-3 if dp is None else 1e-2), epochs=passes, batch_tokens=batch_tokens,
-        max_tokens=max_tokens, seed=seed, precision=_precision(precision, device=where), dp=dp, engine=engine.value,
+        max_tokens=max_tokens, seed=seed, dp=dp, engine=engine.value,
+        precision=_precision(precision, device=where, private=dp is not None),
         declared_units=declared_units or (divisor / sample_rate if dp is not None else None),
     )  # fmt: skip
     with shown() as progress:
@@ -204,10 +206,13 @@ def _cost(ledger: Ledger, records: Records, plan: DpPlan) -> Cost:
     return ledger.would_cost(ledger.identify(records.texts, records.people), plan=plan)
 
 
-def _precision(wanted: PrecisionName, *, device: str) -> Precision:
+def _precision(wanted: PrecisionName, *, device: str, private: bool) -> Precision:
+    """`auto` stays with float32 for a private run: in bfloat16 a unit's gradient moves with its company in a batch."""
     import torch
 
     if wanted is not PrecisionName.AUTO:
         return "bfloat16" if wanted is PrecisionName.BFLOAT16 else "float32"
-    has_it = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    has_it = (
+        not private and torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
     return "bfloat16" if has_it else "float32"

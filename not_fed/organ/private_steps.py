@@ -167,11 +167,13 @@ class PrivateSteps:
             AuditAlarm: the run did not do what it claims. No organ may be written.
         Guarantees: none of it depends on how many records there are, or on what was drawn, but through noise.
         """
-        again = {"repeated_steps": self._held.repeated_steps, "repeated_releases": self._held.repeated_releases}
+        claim = self._plan.as_claim(
+            repeated_steps=self._held.repeated_steps, repeated_releases=self._held.repeated_releases
+        )
         return {
             "steps": self._plan.steps,
             "engine": self._engine.name,
-            "dp": self._plan.as_claim(**again),
+            "dp": claim,
             "audit": self._probe.result(),
             "releases": self._released,
             "ledger_head": self._held.head,

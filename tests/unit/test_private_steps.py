@@ -21,14 +21,18 @@ from not_fed.organ.checkpoint import Base
 from not_fed.organ.data import Records
 from not_fed.organ.evaluate import Evaluator
 from not_fed.organ.extract import extract
+from not_fed.organ.layout import Layout
+from not_fed.organ.steps import SpanData
 from not_fed.organ.train import Speed, Trained, TrainSettings, train
 from not_fed.organ.units import NoPeople, UnitUnderstates
 from not_fed.privacy.accounting import DpPlan, NoisedRelease
 from not_fed.privacy.audit import AuditAlarm
 from not_fed.privacy.book_keeping import BookKeeping
-from not_fed.privacy.engines import Losses, SentinelDisagrees
+from not_fed.privacy.dp_sgd import noisy_gradient
+from not_fed.privacy.engines import SentinelDisagrees
 from not_fed.privacy.ledger import Ledger
 from not_fed.privacy.ledger_scope import BudgetSpent
+from not_fed.privacy.trainable import Losses
 from not_fed.progress import Progress, silent
 from tests.support import tiny
 from tests.support.folders import records, save_base
@@ -186,13 +190,13 @@ def test_memory_is_set_by_the_micro_batch_and_not_by_the_sample(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Records, plan: DpPlan
 ) -> None:
     positions: list[int] = []
-    real = private_steps.SpanData.losses
+    real = SpanData.losses
 
-    def counted(self: object, indices: object, layout: private_steps.Layout, **others: object) -> Tensor:
+    def counted(self: object, indices: object, layout: Layout, **others: object) -> Tensor:
         positions.append(layout.tokens.numel())
         return real(self, indices, layout, **others)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(private_steps.SpanData, "losses", counted)
+    monkeypatch.setattr(SpanData, "losses", counted)
     run(base, tmp_path / "o", data=data, plan=replace(plan, sample_rate=1.0, steps=1), speed=Speed(micro_tokens=MICRO))
     assert len(positions) > 8
     assert max(positions) <= MICRO
@@ -207,7 +211,7 @@ def test_no_gradient_is_computed_before_the_plan_is_reserved(
     watched = Watched(ToLedger(ledger=ledger, name="notes"))
     real = private_steps.unit_losses
 
-    def losses(data: private_steps.SpanData, units: list[tuple[int, ...]]) -> Tensor:
+    def losses(data: SpanData, units: list[tuple[int, ...]]) -> Tensor:
         if len(data.lengths) == len(TEXTS.texts):  # the sentinel's made-up units are fewer
             assert charged(own_ledger) == PLAN.steps
             assert started(own_ledger) == len([word for word in watched.seen if word.startswith("step")])
@@ -381,12 +385,10 @@ def test_a_repeated_step_that_does_not_fit_is_refused_before_it_is_computed(
 def test_an_alarm_of_the_audit_writes_no_organ_and_the_budget_stays_spent(
     base: Base, tmp_path: Path, ledger: Ledger, own_ledger: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = private_steps.noisy_gradient
-
     def quieter(sums: Mapping[str, Tensor], *, plan: DpPlan, source: Seeded) -> dict[str, Tensor]:
-        return real(sums, plan=replace(plan, noise_multiplier=0.3), source=source)
+        return noisy_gradient(sums, plan=replace(plan, noise_multiplier=0.3), source=source)
 
-    monkeypatch.setattr(private_steps, "noisy_gradient", quieter)
+    monkeypatch.setattr("not_fed.organ.private_steps.noisy_gradient", quieter)
     with pytest.raises(AuditAlarm):
         run(base, tmp_path / "o.organ", charge=ToLedger(ledger=ledger, name="notes"))
     assert not (tmp_path / "o.organ").exists()
