@@ -133,7 +133,12 @@ def verify_command(
 def _ledger(home: Path | None, *, must_exist: bool = False) -> Ledger:
     from not_fed.privacy.ledger import Ledger, ledger_folder
 
-    return Ledger.at(ledger_folder() if home is None else home / "ledger", must_exist=must_exist)
+    if home is None:
+        return Ledger.at(ledger_folder(), must_exist=must_exist)
+    from not_fed.site.policy import load_policy
+
+    policy = load_policy(home)
+    return Ledger.at(home / (policy.privacy.ledger if policy.privacy else "ledger"), must_exist=must_exist)
 
 
 def _identified(ledger: Ledger, data: Path, unit: str | None, text_field: str) -> tuple[DataIdentity, Unit]:

@@ -295,7 +295,7 @@ def _least_ticks(enough: Callable[[float, int], bool], *, epsilon: float) -> int
     while found // 2 >= least and enough(SEARCH_GRIDS[0], found // 2):  # from above: weak noise is slow to account
         found //= 2
     for grid in (*SEARCH_GRIDS, GRID):
-        found = _first(functools.partial(enough, grid), least=least, known=found)
+        found = smallest_enough(functools.partial(enough, grid), least=least, known=found)
     while not enough(GRID, found):
         if found >= most:
             raise NoiseOutOfReach(
@@ -308,7 +308,7 @@ def _least_ticks(enough: Callable[[float, int], bool], *, epsilon: float) -> int
     return found
 
 
-def _first(enough: Callable[[int], bool], *, least: int, known: int) -> int:
+def smallest_enough(enough: Callable[[int], bool], *, least: int, known: int) -> int:
     """The smallest number that is enough, looking below `known` in growing strides and then by halving."""
     low, high, stride = least - 1, known, 1
     while high - stride > low and enough(high - stride):
@@ -369,12 +369,15 @@ def _sorted(steps: Counter[tuple[float, float]]) -> Mechanisms:
     return tuple((sample_rate, noise, count) for (sample_rate, noise), count in sorted(steps.items()) if count)
 
 
-def pld_epsilon(mechanisms: Mechanisms, *, delta: float) -> float:
+def pld_epsilon(mechanisms: Mechanisms, *, delta: float, grid: float = GRID) -> float:
     """Epsilon of a composition by the privacy loss distribution, an upper bound; 0 for nothing.
+
+    Args:
+        grid: of privacy losses; a coarser one than what is reported is quicker and looser, and still a bound.
 
     Proved by: tests/unit/test_accounting.py::test_epsilon_is_within_half_a_percent_of_an_independent_pld
     """
-    return _pld_epsilon(mechanisms, delta=delta, grid=GRID) if mechanisms else 0.0
+    return _pld_epsilon(mechanisms, delta=delta, grid=grid) if mechanisms else 0.0
 
 
 @functools.lru_cache(maxsize=256)

@@ -24,20 +24,26 @@ budget that this person would have given in any case. Its order stays.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from not_fed.privacy.accounting import (
+    GRID,
     LEAST_NOISE,
     MOST_NOISE,
+    SEARCH_GRIDS,
     TICKS,
     DpPlan,
     Mechanisms,
     mechanisms_of,
     merged,
     pld_epsilon,
+    smallest_enough,
 )
 from not_fed.privacy.renyi import choose_order, divergence_within, renyi_divergence
+
+_LEAST_TICKS, _MOST_TICKS = round(LEAST_NOISE * TICKS), round(MOST_NOISE * TICKS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,17 +68,18 @@ class Cap:
         """The divergence that the filter admits; negative if the epsilon is too small for its order and delta."""
         return divergence_within(self.epsilon, delta=self.delta, order=self.order)
 
-    def allows(self, plan: DpPlan, *, repeats: Mechanisms = (), others: Mechanisms = ()) -> bool:
+    def allows(self, plan: DpPlan, *, repeats: Mechanisms = (), others: Mechanisms = (), grid: float = GRID) -> bool:
         """Whether the plan, and what was repeated of it, may be run after the others.
 
         Args:
             others: everything else that was ever reserved on these records.
+            grid: of PLD; a coarser one refuses a little more.
         Proved by: tests/unit/test_cap.py::test_the_filter_never_admits_more_than_its_bound,
             tests/unit/test_cap.py::test_a_first_plan_may_use_all_of_the_budget_by_pld_and_nothing_follows
         """
         planned = mechanisms_of([plan])
         if not others and renyi_divergence(planned, order=self.order) > self.bound:
-            return pld_epsilon(merged(planned, repeats), delta=self.delta) <= self.epsilon
+            return pld_epsilon(merged(planned, repeats), delta=self.delta, grid=grid) <= self.epsilon
         return renyi_divergence(merged(others, planned, repeats), order=self.order) <= self.bound
 
 
@@ -105,35 +112,29 @@ def what_fits(plan: DpPlan, *, caps: tuple[Cap, ...], others: Mechanisms = ()) -
     Proved by: tests/unit/test_cap.py::test_what_fits_is_allowed_and_the_next_one_is_not
     """
 
-    def allowed(changed: DpPlan) -> bool:
-        return all(cap.allows(changed, others=others) for cap in caps)
+    def allowed(grid: float, changed: DpPlan) -> bool:
+        return all(cap.allows(changed, others=others, grid=grid) for cap in caps)
 
     def with_noise(ticks: int) -> DpPlan:
         return replace(plan, noise_multiplier=ticks / TICKS)
 
-    def with_steps(steps: int) -> DpPlan:
-        return replace(plan, steps=steps)
+    def without(steps: int) -> DpPlan:
+        return replace(plan, steps=plan.steps - steps)
 
-    least, most = round(LEAST_NOISE * TICKS), round(MOST_NOISE * TICKS)
-    ticks = _first(lambda candidate: allowed(with_noise(candidate)), least, most)
-    denied = _first(lambda steps: not allowed(with_steps(steps)), 1, plan.steps)
-    steps = plan.steps if denied is None else denied - 1
+    ticks = _smallest(lambda grid, at: allowed(grid, with_noise(at)), least=_LEAST_TICKS, most=_MOST_TICKS)
+    dropped = _smallest(lambda grid, at: allowed(grid, without(at)), least=0, most=plan.steps - 1)
     return Fits(
-        quieter=None if ticks is None else with_noise(ticks), shorter=with_steps(steps) if steps else None
-    )  # fmt: skip
+        quieter=None if ticks is None else with_noise(ticks), shorter=None if dropped is None else without(dropped)
+    )
 
 
-def _first(true_from: Callable[[int], bool], least: int, most: int) -> int | None:
-    """The smallest number from which on it holds, in doubling strides from `least`; None if not even at `most`."""
-    low, high = least - 1, least
-    while not true_from(high):
-        if high >= most:
-            return None
-        low, high = high, min(2 * high, most)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if true_from(middle):
-            high = middle
-        else:
-            low = middle
-    return high
+def _smallest(enough: Callable[[float, int], bool], *, least: int, most: int) -> int | None:
+    """The smallest number that is enough, found on a coarse grid from above and settled on the reported one."""
+    if not enough(GRID, most):
+        return None
+    known = most
+    for grid in (SEARCH_GRIDS[0], GRID):
+        while known // 2 >= least and known > least and enough(grid, known // 2):
+            known //= 2
+        known = smallest_enough(functools.partial(enough, grid), least=least, known=known)
+    return known

@@ -112,14 +112,11 @@ class Ledger:
             own = scope.own or self._open_account(database, scope, name=name, cap=Cap.new(epsilon=epsilon, delta=delta))
             for account in {own.seq: own, **{one.seq: one for one in scope.contained}}.values():
                 order = account.cap.order if scope.charges else Cap.new(epsilon=epsilon, delta=delta).order
-                wanted = Cap(epsilon=epsilon, delta=delta, order=order)
+                wanted = Cap(epsilon=float(epsilon), delta=float(delta), order=order)
                 if account.explicit and (account.unit, account.cap) == (unit, wanted):
                     continue
-                append(
-                    database, "budget", account=account.seq, explicit=True,
-                    name=name if account is own else account.name, unit=unit, epsilon=repr(float(epsilon)),
-                    delta=repr(float(delta)), order=order,
-                )  # fmt: skip
+                called = name if account is own else account.name
+                _write_budget(database, account, name=called, unit=unit, cap=wanted, explicit=True)
 
     def reserve(
         self, data: DataIdentity, *, name: str, plan: DpPlan, run: str, purpose: str = "train",
@@ -274,6 +271,8 @@ class Ledger:
     ) -> Charge:
         default = scope.tightest or Cap.new(epsilon=DEFAULT_EPSILON, delta=plan.delta)
         account = scope.own or self._open_account(database, scope, name=name, cap=default)
+        if scope.own is not None and scope.own not in scope.sharing:  # all that it was opened for was given back
+            _write_budget(database, account, name=name, unit=plan.unit, cap=default, explicit=False)
         row = append(
             database, "reserve", account=account.seq, run=run, name=name, purpose=purpose, plan=plan_fields(plan)
         )
@@ -306,6 +305,15 @@ def _known(book: Book, *, data: DataIdentity, plan: DpPlan, run: str, purpose: s
             hint="nothing was spent; start a new run",
         )  # fmt: skip
     return mine[-1]
+
+
+def _write_budget(
+    database: sqlite3.Connection, account: Account, *, name: str, unit: Unit, cap: Cap, explicit: bool
+) -> None:
+    append(
+        database, "budget", account=account.seq, explicit=explicit, name=name, unit=unit, epsilon=repr(cap.epsilon),
+        delta=repr(cap.delta), order=cap.order,
+    )  # fmt: skip
 
 
 def _check_budget(*, epsilon: float, delta: float, allow_weak: bool) -> None:

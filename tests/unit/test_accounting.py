@@ -17,13 +17,18 @@ from not_fed.privacy.accounting import (
     BadPlan,
     DpPlan,
     Epsilon,
+    NoisedRelease,
     NoiseOutOfReach,
     PlansDoNotCompose,
     WeakEpsilon,
     compose,
+    mechanisms_of,
+    merged,
     plan_dp,
+    pld_epsilon,
 )
-from not_fed.privacy.crosscheck import PRV_ERROR, prv_epsilon
+from not_fed.privacy.crosscheck import PRV_ERROR, optimistic_epsilon, prv_epsilon
+from not_fed.privacy.renyi import renyi_epsilon
 
 
 def plan(sample_rate: float, noise: float, steps: int, **more: Any) -> DpPlan:  # noqa: ANN401
@@ -51,8 +56,49 @@ def test_epsilon_is_the_golden_value(mechanism: tuple[float, float, int], expect
 @golden
 def test_a_second_accountant_agrees(mechanism: tuple[float, float, int], expected: float) -> None:
     """Opacus' PRV is an upper bound at most its own error above the truth."""
+    ours, theirs = plan(*mechanism).epsilon().value, prv_epsilon(plan(*mechanism))
+    assert theirs is not None
+    assert ours <= theirs <= ours + 2 * PRV_ERROR
+
+
+def test_the_second_accountant_counts_runs_and_releases_and_keeps_nobody_waiting() -> None:
+    release = NoisedRelease(name="mean_loss", noise_multiplier=10.0)
+    more = plan(0.2, 2.0, 10, runs=3, releases=(release,))
+    theirs = prv_epsilon(more)
+    assert theirs is not None
+    assert more.epsilon().value <= theirs <= more.epsilon().value + 2 * PRV_ERROR
+    assert plan(0.2, 2.0, 10, runs=3).epsilon().value < more.epsilon().value
+    assert prv_epsilon(plan(0.01, 0.5, 100_000)) is None
+    assert prv_epsilon(plan(0.2, 1.0, 25, delta=1e-12)) is None or prv_epsilon(plan(0.2, 1.0, 25, delta=1e-12)) > 0
+
+
+# sample rate, noise, steps: from the six of the table to the corners of what one plans
+MANY = [
+    *(mechanism for mechanism, _ in GOLDEN.values()),
+    (0.2, 0.771, 10), (0.2, 1.345, 10), (0.2, 2.826, 10), (0.1, 0.681, 20), (0.4, 0.864, 5), (1.0, 1.0, 1),
+    (1.0, 30.0, 200), (0.5, 1.0, 2), (0.02, 0.7, 100), (0.05, 0.6, 20), (0.3, 4.0, 100), (0.9, 5.0, 10),
+    (0.001, 0.5, 100), (0.1, 10.0, 500), (0.25, 1.5, 40), (0.6, 0.9, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mechanism", MANY, ids=str)
+def test_epsilon_is_within_half_a_percent_of_an_independent_pld(mechanism: tuple[float, float, int]) -> None:
+    """Composed by hand on another grid; and never below what epsilon cannot be below."""
+    from dp_accounting.pld import privacy_loss_distribution
+
+    rate, noise, steps = mechanism
     ours = plan(*mechanism).epsilon().value
-    assert ours <= prv_epsilon(plan(*mechanism)) <= ours + 2 * PRV_ERROR
+    one = privacy_loss_distribution.from_gaussian_mechanism(
+        noise, sampling_prob=rate, value_discretization_interval=2e-4
+    )
+    assert ours == pytest.approx(one.self_compose(steps).get_epsilon_for_delta(1e-5), rel=5e-3)
+    assert ours >= optimistic_epsilon(plan(*mechanism), grid=2e-4)
+
+
+@golden
+def test_accountants_agree_in_their_order(mechanism: tuple[float, float, int], expected: float) -> None:
+    """Renyi accounting is looser than PLD, and not by half."""
+    assert expected - 0.005 <= renyi_epsilon(plan(*mechanism)) <= 1.5 * expected
 
 
 def test_without_sampling_epsilon_is_that_of_one_gaussian() -> None:
@@ -127,6 +173,34 @@ def test_unlike_plans_compose_below_the_sum_of_their_epsilons() -> None:
     assert max(apart) < together < sum(apart)
 
 
+def test_units_do_not_compose() -> None:
+    """An epsilon per record and one per person have no sum."""
+    person = plan(0.2, 1.0, 25, unit="person", records_per_person=4)
+    with pytest.raises(PlansDoNotCompose, match="person and record"):
+        compose([plan(0.2, 1.0, 25), person])
+    assert compose([person, person]).unit == "person"
+
+
+def test_a_claim_covers_what_was_repeated_after_a_crash() -> None:
+    release = NoisedRelease(name="mean_loss", noise_multiplier=10.0)
+    made = plan(0.2, 2.0, 10, releases=(release,))
+    claim = made.as_claim(repeated_steps=3, repeated_releases={"mean_loss": 1})
+    longer = [plan(0.2, 2.0, 13), plan(1.0, 10.0, 2)]
+    assert claim["epsilon"] == compose(longer).value > made.as_claim()["epsilon"]
+    assert (claim["repeated_steps"], claim["repeated_releases"], claim["steps"]) == (3, {"mean_loss": 1}, 10)
+    for steps, releases in ((-1, {}), (0, {"other": 1}), (0, {"mean_loss": -1})):
+        with pytest.raises(BadPlan):
+            made.as_claim(repeated_steps=steps, repeated_releases=releases)
+
+
+def test_merging_in_any_order_gives_the_same_list() -> None:
+    parts = [mechanisms_of([plan(0.2, 1.0, 25)]), mechanisms_of([plan(0.1, 1.0, 20)]), ((0.2, 1.0, 5),)]
+    assert merged(*parts) == merged(*parts[::-1]) == merged(merged(parts[1], parts[0]), parts[2])
+    assert merged(*parts) == ((0.1, 1.0, 20), (0.2, 1.0, 30))
+    assert merged() == merged(((0.2, 1.0, 0),)) == ()
+    assert pld_epsilon((), delta=1e-5) == 0.0
+
+
 def test_the_order_of_composition_does_not_matter() -> None:
     plans = [plan(0.2, 1.0, 25), plan(0.1, 1.0, 20), plan(0.2, 1.0, 5)]
     assert compose(plans) == compose(plans[::-1])
@@ -155,7 +229,7 @@ def test_composition_needs_one_delta() -> None:
         ("max_grad_norm", 0.0), ("max_grad_norm", math.inf), ("max_grad_norm", None),
         ("divisor", 0.0), ("divisor", -1.0), ("divisor", math.nan), ("divisor", math.inf),
         ("delta", 0.0), ("delta", 1.0), ("delta", 0.5), ("delta", 1e-15), ("delta", math.nan),
-        ("unit", "person"), ("adjacency", "replace_one"),
+        ("unit", "site"), ("records_per_person", 2), ("records_per_person", 0), ("adjacency", "replace_one"),
     ],
 )  # fmt: skip
 def test_a_field_out_of_range_is_refused(field: str, value: object) -> None:
@@ -192,13 +266,15 @@ def test_a_claim_can_be_recomputed_from_its_own_fields() -> None:
     claim = json.loads(json.dumps(made.as_claim()))
     assert set(claim) == {
         "epsilon", "delta", "unit", "adjacency", "accountant", "sample_rate", "steps", "runs", "noise_multiplier",
-        "max_grad_norm", "divisor", "noise_added_at",
+        "max_grad_norm", "divisor", "noise_added_at", "records_per_person", "releases", "repeated_steps",
+        "repeated_releases",
     }  # fmt: skip
     assert (claim["unit"], claim["adjacency"], claim["noise_added_at"]) == ("record", "add_or_remove_one", "site")
     assert claim["accountant"] == "dp-accounting 0.6 PLD 1e-4"
     fields = {field.name: claim[field.name] for field in dataclasses.fields(DpPlan)}
-    assert DpPlan(**fields) == made
-    assert DpPlan(**fields).epsilon().value == claim["epsilon"]
+    again = DpPlan(**fields | {"releases": tuple(fields["releases"])})
+    assert again == made
+    assert again.epsilon().value == claim["epsilon"]
 
 
 @pytest.mark.parametrize(("value", "said"), [(7.301, "7.31"), (3.0, "3.00"), (0.29, "0.29"), (math.inf, "unbounded")])
