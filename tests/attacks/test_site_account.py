@@ -16,9 +16,12 @@ from flwr.app import RecordDict
 
 from not_fed import settings
 from not_fed.envelope.claims import DpClaim
+from not_fed.envelope.task import ProposedPrivacy
 from not_fed.organ import train as training
+from not_fed.organ.claims import plan_of, recompute
 from not_fed.organ.organ import read_organ
 from not_fed.privacy.ledger import Ledger
+from not_fed.privacy.reservation import Reservation
 from not_fed.simulation import Prepared
 from not_fed.simulation.prepare import to_toml
 from not_fed.site import making
@@ -188,6 +191,38 @@ def test_a_site_that_was_cut_off_after_training_is_not_charged_twice(
     )
     assert claim is not None
     assert claim.mechanism.repeated_steps == 0
+
+
+@pytest.mark.parametrize(("budget", "code"), [(10.0, None), (4.0, "budget-spent")])
+def test_a_step_that_a_crash_took_is_counted_and_paid_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float, code: str | None
+) -> None:
+    """Own. The site dies in the middle of a step, whose noise nobody will ever see, and draws the step again.
+
+    Powers: cuts the power at will, to get more steps out of one charge. Control: where the budget has room, the run
+    goes on, and its claim says how many steps were repeated and what they cost; where it has none, it ends.
+    """
+    prepared = tiny_prepared(tmp_path, epsilon=4.0, rounds=1)
+    change_privacy(prepared, budget=budget)
+    line = signed(prepared, a_task(prepared, privacy=ProposedPrivacy(epsilon=4.0, delta=1e-5)))
+    real = Reservation.start_step
+
+    def dies(self: Reservation, *, remaining: int) -> None:
+        real(self, remaining=remaining)
+        if remaining == 1:
+            raise RuntimeError("the power is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reservation, "start_step", dies)
+        assert refusal(ask(prepared, SITE, line)) == "internal-error"
+    answer = ask(prepared, SITE, line)
+    assert refusal(answer) == code
+    if code is None:
+        organ = read_organ(prepared.sites[SITE] / "organs" / prepared.run / "own-1.organ")
+        claim = DpClaim.from_training(organ.manifest.training)
+        assert claim is not None
+        assert claim.mechanism.repeated_steps == 1
+        assert claim.epsilon == recompute(claim).value > plan_of(claim).epsilon().value
 
 
 def test_an_organ_planted_for_the_site_is_not_sent_as_its_own(prepared: Prepared) -> None:

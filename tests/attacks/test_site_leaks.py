@@ -158,6 +158,32 @@ def test_a_site_keeps_nothing_about_its_batches(tmp_path: Path) -> None:
     assert not log.exists() or "loss" not in log.read_text()
 
 
+def name_people(prepared: Prepared, site: str, *, each: int) -> None:
+    path = prepared.sites[site] / "records.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [json.dumps({**row, "patient_id": f"p{number // each}"}) for number, row in enumerate(rows)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_records_that_name_people_are_protected_by_person(tmp_path: Path) -> None:
+    """Own. A promise for single records is sold as one for patients, each of whom has several records.
+
+    Powers: a careless officer, whose policy says nothing, or says record. Control: the claim is for people, names how
+    many of their records join a step, and tells neither how many people nor how many records there are.
+    """
+    prepared = tiny_prepared(tmp_path, epsilon=8.0, rounds=1)
+    for site in ("clinic", "ward"):
+        name_people(prepared, site, each=4)
+    change(prepared, "ward", privacy={"unit": "record"})
+    assert refusal(train(prepared, "clinic")) is None
+    claim = passport_of(prepared, "clinic").dp
+    assert claim is not None
+    assert (claim.unit, claim.mechanism.records_per_person) == ("person", 4)
+    assert "(one person added or removed)" in str(claim)
+    assert refusal(train(prepared, "ward")) == "unit-understates"
+    assert "person" not in json.dumps(SiteState(prepared.sites["ward"]).results(prepared.run))
+
+
 @pytest.fixture(scope="module")
 def unlike(tmp_path_factory: pytest.TempPathFactory) -> SimulationResult:
     """A run of sites that hold 16, 5 and 16 records."""
