@@ -79,6 +79,8 @@ class OpacusHooks:
         try:
             for module in modules:
                 module.training = True
+            for weight in before:
+                weight.grad = None  # autograd sums into whatever it finds
             yield
         finally:
             hooks.cleanup()

@@ -174,7 +174,7 @@ class NormTrace(OneTensorTrace):
 
 
 def scale(rows: Tensor, back: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-    """A and factor times G, what has factor 0 blanked in both: zero times infinity is not zero. Units, or pairs, first."""
+    """A and factor times G, blanked in both where the factor is 0: zero times infinity is not zero."""
     blank = factors == 0
     if blank.any():
         rows, back = (part.masked_fill(as_column(blank, part), 0.0) for part in (rows, back))
