@@ -20,6 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 AUDITED = "unit/test_audit_training.py::test_a_private_training_carries_its_audit"
 STEPS = "unit/test_private_steps.py::"
+LEDGER = "unit/test_ledger.py::"
 EMPTY = "unit/test_audit_training.py::test_a_training_with_empty_steps_passes_its_audit"
 RECORD = "unit/test_audit_neighbours.py::test_taking_a_record_away_moves_the_sum_by_exactly_the_clip[llama]"
 PERSON = "unit/test_audit_neighbours.py::test_taking_a_person_away_moves_the_sum_by_exactly_the_clip[llama]"
@@ -130,7 +131,7 @@ BREAKS = {
             "        released = noisy_gradient(",
             "        self._held.start_step(remaining=self.total - number - 1)\n        released = noisy_gradient(")),
     "repeated steps are not in the claim": Break(
-        "organ/private_steps.py", '"dp": self._plan.as_claim(**again)', '"dp": self._plan.as_claim()',
+        "organ/private_steps.py", "repeated_steps=self._held.repeated_steps", "repeated_steps=0",
         STEPS + "test_a_run_that_dies_goes_on_under_its_reservation_and_pays_for_what_it_repeats[step 3-1]", "assert"),
     "an alarm is only written down": Break(
         "organ/private_steps.py", '"audit": self._probe.result()', '"audit": {"verdict": "contradicts"}',
@@ -144,6 +145,30 @@ BREAKS = {
     "a release made again after a crash": Break(
         "organ/private_steps.py", 'self._released = list(kept.facts.get("released", []))', "self._released = []",
         STEPS + "test_a_number_once_released_is_not_drawn_a_second_time", "assert"),
+    "a run forgets its name before the first step": Break(
+        "organ/resume.py", '        self._write({}, {"attempt": name,', '        dict({}, **{"attempt": name,',
+        STEPS + "test_a_run_that_dies_goes_on_under_its_reservation_and_pays_for_what_it_repeats[reserved-0]",
+        "assert"),
+    "a budget that stops nobody": Break(
+        "privacy/cap.py", "return renyi_divergence(merged(others, planned, repeats), order=self.order) <= self.bound",
+        "return True", LEDGER + "test_what_does_not_fit_is_refused_with_what_would", "DID NOT RAISE"),
+    "runs that came before are not counted": Break(
+        "privacy/cap.py", "renyi_divergence(merged(others, planned, repeats), order=self.order)",
+        "renyi_divergence(merged(planned, repeats), order=self.order)",
+        LEDGER + "test_what_does_not_fit_is_refused_with_what_would", "assert"),
+    "a reservation is not written down": Break(
+        "privacy/ledger.py", "        row = append(\n            database, \"reserve\",",
+        "        row = (lambda _, kind, **fields: Row(99, '', {**fields, 'kind': kind, 'time': ''}))(\n"
+        "            database, \"reserve\",",
+        LEDGER + "test_a_run_is_reserved_counted_and_committed", "FOREIGN KEY",
+        more=("import SCHEMA, append,", "import SCHEMA, Row, append,")),
+    "repeated steps are not charged": Break(
+        "privacy/reservation.py", "if missing > 0:", "if False:",
+        LEDGER + "test_repeated_steps_are_charged_before_they_start", "assert"),
+    "another file of the same records is another account": Break(
+        "privacy/ledger_scope.py", "sharing += [account] if counts and account.unit == unit else []",
+        "sharing += [account] if own is account else []",
+        LEDGER + "test_shared_records_are_charged_and_disjoint_data_is_not", "assert"),
     "half the steps are accounted for": Break(
         "privacy/accounting.py", "dp_event.SelfComposedDpEvent(event, steps)",
         "dp_event.SelfComposedDpEvent(event, max(1, steps // 2))",
