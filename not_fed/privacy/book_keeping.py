@@ -15,8 +15,8 @@ Source: Bu et al. 2023, Differentially Private Optimization on Large Model at Sm
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -95,9 +95,7 @@ class BookKeeping:
         inputs = Inputs(units=units)
         traces = {owner: rule(owner, inputs) for owner, rule in self._rules}
         with ExitStack() as after:
-            for weight in self.parameters.values():
-                after.callback(weight.requires_grad_, requires_grad=True)
-                weight.requires_grad_(requires_grad=False)
+            after.enter_context(_frozen(self.parameters.values()))
             for trace in traces.values():
                 after.callback(trace.watch())
             torch.autograd.backward(total_loss(losses, range(units)))
@@ -105,6 +103,18 @@ class BookKeeping:
         for trace in traces.values():
             trace.require_complete()
         return traces
+
+
+@contextmanager
+def _frozen(weights: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Weights require no gradient inside, and do again afterwards."""
+    try:
+        for weight in weights:
+            weight.requires_grad = False
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad = True
 
 
 def rule_for(owner: Owner) -> Rule:

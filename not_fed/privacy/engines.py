@@ -17,7 +17,8 @@ from not_fed.errors import FitError
 from not_fed.privacy.book_keeping import BookKeeping
 from not_fed.privacy.dp_sgd import clip_factor, l2_norm
 from not_fed.privacy.per_record import PerRecordLoop, plain_gradient
-from not_fed.privacy.trainable import CannotClip, Losses, UnknownModule, total_loss
+from not_fed.privacy.trainable import CannotClip, UnknownModule, total_loss
+from not_fed.privacy.trainable import Losses as Losses
 
 Wanted = Literal["auto", "book-keeping", "loop", "opacus"]
 

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from not_fed.privacy.matrices import (
+    by_unit,
     exact,
     gram,
     gram_is_cheaper,
@@ -72,7 +74,7 @@ class Groups:
         """
         starts = self.sizes.cumsum(0) - self.sizes
         classes = (2 * self.sizes.double().log2()).ceil()  # widths within a factor of 1.4
-        for each in classes.unique():
+        for each in classes.unique():  # type: ignore[no-untyped-call]
             which = (classes == each).nonzero().squeeze(1)
             places = torch.arange(int(self.sizes[which].max()), device=which.device)
             filler = places >= self.sizes[which].unsqueeze(1)
@@ -100,7 +102,7 @@ class ExpertsTrace:
             raise misused(self.owner, got="used more than once in one forward pass")
         if len(hidden_states) % self.inputs.units:
             raise misused(self.owner, got=f"given {len(hidden_states)} tokens of {self.inputs.units} units")
-        module = self.owner.module
+        module: Any = self.owner.module
         groups = Groups.of(router_indices, experts=module.num_experts, units=self.inputs.units)
         self._groups = groups
         gate_up = self._linear(*MATRICES[0], hidden_states.index_select(0, groups.tokens), groups)
@@ -112,9 +114,7 @@ class ExpertsTrace:
         """Each expert's matrix and bias on its own rows; what goes in and what comes back is kept."""
         weights, biases = self.owner.module.get_parameter(matrix), self.owner.module.get_parameter(bias)
         parts = [
-            part @ weights[expert] + biases[expert]
-            for expert, part in enumerate(rows.split(groups.counts))
-            if len(part)
+            part @ weights[expert] + biases[expert] for expert, part in enumerate(_of_each(rows, groups)) if len(part)
         ]
         result = torch.cat(parts)
         if not result.requires_grad:
@@ -157,7 +157,7 @@ class ExpertsTrace:
         of_pairs = factors[groups.units]
         for matrix, bias in MATRICES:
             seen, back = scale(exact(self._seen.pop(matrix)), self._back.pop(matrix), of_pairs)
-            parts = list(zip(seen.split(groups.counts), back.split(groups.counts), strict=True))
+            parts = list(zip(_of_each(seen, groups), _of_each(back, groups), strict=True))
             if matrix in self.owner.weights:
                 yield matrix, torch.stack([ours.T @ theirs for ours, theirs in parts])
             if bias in self.owner.weights:
@@ -167,6 +167,12 @@ class ExpertsTrace:
         if self._groups is None:
             raise RuntimeError("the pass is not complete")
         return self._groups
+
+
+def _of_each(pairs: Tensor, groups: Groups) -> tuple[Tensor, ...]:
+    """The rows of each expert's pairs."""
+    parts: tuple[Tensor, ...] = pairs.split(groups.counts)  # type: ignore[no-untyped-call]
+    return parts
 
 
 def _matrix_squares(seen: Tensor, back: Tensor, pairs: Tensor, filler: Tensor) -> Tensor:
@@ -215,7 +221,7 @@ class SinksTrace:
             raise misused(
                 self.owner, got="without a gradient: the loss does not depend on it, or backward was not called"
             )
-        self._back = exact(self._copies.grad).unflatten(0, (self.inputs.units, -1)).sum(dim=1)
+        self._back = by_unit(self._copies.grad, units=self.inputs.units).sum(dim=1)
 
     def squared_norms(self) -> Tensor:
         """From each unit's gradient, one number a head."""

@@ -103,7 +103,8 @@ def materialised_squares(rows: Tensor, back: Tensor) -> Tensor:
 def weighted(grads: Tensor, factors: Tensor) -> Tensor:
     """Sum over units of factor times gradient, float64. `grads`: (units, ...); a factor of 0 blanks even a NaN."""
     blanked = grads.double().masked_fill(as_column(factors == 0, grads), 0.0)
-    return torch.tensordot(factors, blanked, dims=1)
+    total: Tensor = torch.tensordot(factors, blanked, dims=1)
+    return total
 
 
 def as_column(values: Tensor, like: Tensor) -> Tensor:

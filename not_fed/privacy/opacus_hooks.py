@@ -102,7 +102,7 @@ def _of_units(owner: Owner, weight: nn.Parameter, *, units: int) -> Tensor:
     rows = getattr(weight, "grad_sample", None)
     if not isinstance(rows, Tensor) or len(rows) % units:
         raise _cannot(owner, got="not one gradient for each row")
-    return exact(rows) if len(rows) == units else exact(rows).unflatten(0, (units, -1)).sum(dim=1)
+    return exact(rows) if len(rows) == units else exact(rows).reshape(units, -1, *weight.shape).sum(dim=1)
 
 
 def _cannot(owner: Owner, *, got: str) -> UnknownModule:

@@ -239,9 +239,9 @@ def test_frozen_experts_and_sinks_are_left_alone() -> None:
     """What is trained beside them is exact, and the pass goes through the modules' own code."""
     span = TinySpan(tiny_gpt_oss())
     for layer in span.layers:
-        layer.get_submodule("mlp.experts").get_parameter("down_proj").requires_grad_(requires_grad=False)
-        layer.get_submodule("mlp.experts").get_parameter("gate_up_proj_bias").requires_grad_(requires_grad=False)
-        layer.get_submodule("self_attn").get_parameter("sinks").requires_grad_(requires_grad=False)
+        layer.get_submodule("mlp.experts").get_parameter("down_proj").requires_grad_(False)
+        layer.get_submodule("mlp.experts").get_parameter("gate_up_proj_bias").requires_grad_(False)
+        layer.get_submodule("self_attn").get_parameter("sinks").requires_grad_(False)
     engine = BookKeeping(span.layers)
     assert {name.rpartition(".")[2] for name in engine.parameters} >= {"gate_up_proj", "down_proj_bias", "weight"}
     assert not {name.rpartition(".")[2] for name in engine.parameters} & {"down_proj", "gate_up_proj_bias", "sinks"}

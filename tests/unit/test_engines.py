@@ -101,7 +101,7 @@ def test_opacus_refuses_what_it_cannot_do() -> None:
     with pytest.raises(UnknownModule, match="GptOssAttention with weights sinks"):
         OpacusHooks(span.layers)
     for layer in span.layers:
-        layer.get_submodule("self_attn").get_parameter("sinks").requires_grad_(requires_grad=False)
+        layer.get_submodule("self_attn").get_parameter("sinks").requires_grad_(False)
     with pytest.raises(UnknownModule, match=r"GptOssTopKRouter|GptOssExperts"):
         OpacusHooks(span.layers)
 
@@ -159,7 +159,7 @@ def _used_twice() -> list[nn.Module]:
 
 def _unregistered() -> list[nn.Module]:
     layer = nn.Linear(8, 8)
-    layer.extra = torch.zeros(8, requires_grad=True)  # type: ignore[assignment]
+    layer.extra = torch.zeros(8, requires_grad=True)
     return [layer]
 
 
@@ -169,7 +169,7 @@ NEVER: dict[str, Callable[[], list[nn.Module]]] = {
     "tied weights": _tied,
     "one layer twice": _used_twice,
     "a tensor that nobody owns": _unregistered,
-    "nothing to train": lambda: [nn.Linear(2, 2).requires_grad_(requires_grad=False)],
+    "nothing to train": lambda: [nn.Linear(2, 2).requires_grad_(False)],
 }
 
 
@@ -259,10 +259,10 @@ def test_frozen_weights_are_left_alone() -> None:
     """What is not trained needs no rule; what is trained beside a frozen bias is trained alone."""
     first, frozen = nn.Linear(8, 8), nn.Linear(8, 8)
     first.bias.requires_grad = False
-    frozen.requires_grad_(requires_grad=False)
+    frozen.requires_grad_(False)
     conv = Conv1D(4, 8)
     conv.weight.requires_grad = False
-    engine = BookKeeping([nn.Sequential(first, frozen, nn.Embedding(3, 3).requires_grad_(requires_grad=False), conv)])
+    engine = BookKeeping([nn.Sequential(first, frozen, nn.Embedding(3, 3).requires_grad_(False), conv)])
     assert set(engine.parameters) == {"0.0.weight", "0.3.bias"}
 
 
@@ -402,7 +402,7 @@ def test_the_sentinel_refuses_weights_outside_the_span_that_would_learn_too(kind
     span.model.base_model.norm.requires_grad_(requires_grad=True)
     with pytest.raises(CannotClip, match="alone"):
         check_against_autograd(engine, losses=span.losses)
-    span.model.base_model.norm.requires_grad_(requires_grad=False)
+    span.model.base_model.norm.requires_grad_(False)
     hidden: list[Tensor] = [torch.zeros((), requires_grad=True)]  # held where no engine can find it
     with pytest.raises(CannotClip):
         check_against_autograd(engine, losses=lambda units: span.losses(units) + hidden[0])
