@@ -50,7 +50,7 @@ class Scope:
     Attributes:
         own: the account of exactly these records, if there is one.
         sharing: all accounts that share something with it and whose budget counts, the own one too; oldest first.
-        contained: those of them all of whose records and people are in the data set, such as an earlier state of it.
+        contained: those all of whose records are in the data set, such as an earlier state of it.
         charges: everything that was charged to them, oldest first.
     """
 
@@ -140,7 +140,7 @@ def scope_of(
     """
     _load(database, data)
     overlaps = database.execute(
-        "SELECT members.account AS account, count(*) AS shared, sum(substr(member, 1, 1) = ?) AS records"
+        "SELECT members.account AS account, sum(substr(member, 1, 1) = ?) AS records"
         " FROM temp.mine JOIN members USING (member) GROUP BY members.account",
         (RECORD,),
     ).fetchall()
@@ -160,7 +160,7 @@ def scope_of(
                 got=f"per {unit}",
                 hint=f"use the unit {account.unit}; epsilon per record says little about a person with many records",
             )  # fmt: skip
-        whole = row["shared"] == _size(database, account)
+        whole = row["records"] == _records_of(database, account)
         if row["records"] or unit == "person":
             sharing += [account] if counts and account.unit == unit else []
             contained += [account] if whole else []
@@ -181,5 +181,8 @@ def _load(database: sqlite3.Connection, data: DataIdentity | Account) -> None:
         database.executemany("INSERT INTO temp.mine VALUES (?)", ((member,) for member in data.members))
 
 
-def _size(database: sqlite3.Connection, account: Account) -> int:
-    return int(database.execute("SELECT count(*) FROM members WHERE account = ?", (account.seq,)).fetchone()[0])
+def _records_of(database: sqlite3.Connection, account: Account) -> int:
+    counted = database.execute(
+        "SELECT count(*) FROM members WHERE account = ? AND substr(member, 1, 1) = ?", (account.seq, RECORD)
+    )
+    return int(counted.fetchone()[0])
