@@ -199,6 +199,9 @@ def _plan(wish: Wish, records: Records, ledger: Ledger, *, epochs: int) -> DpPla
         releases=tuple(NoisedRelease(name=name, noise_multiplier=wish.release_noise) for name in wish.releases),
     )
     require_unit(records, plan=plan)
+    units = len(set(records.people)) if records.people else len(records.texts)
+    if plan.delta * units >= 1:
+        say(f"warning: delta {plan.delta:g} is not below one over the number of units, of which there are {units:,}")
     return plan
 
 

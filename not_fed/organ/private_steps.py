@@ -128,6 +128,15 @@ class PrivateSteps:
         """As planned: an empty sample is a step of noise alone."""
         return self._plan.steps
 
+    @property
+    def tokens(self) -> int:
+        """What is expected, over all steps; the real number would tell how large the samples were."""
+        lengths, most = self._data.lengths, self._units.most
+        once = sum(
+            sum(lengths[index] for index in unit) * min(1.0, most / len(unit)) for unit in self._units.members if unit
+        )
+        return round(self._plan.sample_rate * self._plan.steps * once)
+
     def take(self, number: int) -> str:
         """One step, written down in the ledger before it begins; there is nothing to show about it."""
         self._held.start_step(remaining=self.total - number - 1)

@@ -65,6 +65,10 @@ class Steps(Protocol):
         """How many there are."""
 
     @property
+    def tokens(self) -> int:
+        """Predicted tokens over all of them, as far as that may be said."""
+
+    @property
     def save_every_s(self) -> float:
         """Seconds between resume points; 0 saves after every step."""
 
@@ -177,6 +181,11 @@ class PlainSteps:
     def total(self) -> int:
         """One a batch."""
         return len(self._batches)
+
+    @property
+    def tokens(self) -> int:
+        """Every record's, each epoch."""
+        return self._epochs * sum(self._data.lengths)
 
     def take(self, number: int) -> str:
         """Forward and backward in micro-batches that pack several records a row."""

@@ -228,7 +228,7 @@ def train(
         loss_curve=steps.curve if isinstance(steps, PlainSteps) else [],
         records=len(whose.texts),
         steps=steps.total,
-        tokens=_predicted(settings, data),
+        tokens=steps.tokens,
         seconds=time.monotonic() - started,
         prefix_seconds=prefix_seconds,
         dp=settings.dp,
@@ -305,12 +305,6 @@ def _take(
     optimiser = torch.optim.AdamW(parameters.values(), lr=settings.lr, betas=BETAS, weight_decay=decay, fused=True)
     rate = falling_rate(settings.lr, steps=steps.total, warmup=settings.warmup)
     take_all(steps, parameters=parameters, optimiser=optimiser, rate=rate, resume=resume, progress=progress)
-
-
-def _predicted(settings: TrainSettings, data: SpanData) -> int:
-    """Predicted tokens over the run; with DP their expectation, since the real count would tell the samples' sizes."""
-    passes = settings.epochs if settings.dp is None else settings.dp.sample_rate * settings.dp.steps
-    return round(passes * sum(data.lengths))
 
 
 def _fingerprint(base: Base, settings: TrainSettings, data: SpanData, records: Records, start: OrganInfo | None) -> str:

@@ -4,7 +4,7 @@ Run as a script of its own (`python -m tests.support.training_kills FOLDER TRIAL
 once and the process that forks has one thread. One ledger and one output for all trials: a training that was killed is
 started again and goes on, until its organ is there; then the organ is taken away and the next training begins.
 
-The witness is an append-only file that a child writes one byte to when a step draws its units or a number is released:
+The witness is an append-only file that gets one byte when a step draws its units or a number is released:
 whatever the ledger says, this much was started.
 """
 
@@ -122,7 +122,6 @@ def trial(world: World, *, delay_s: float) -> str:
 
 def _quietly(world: World) -> int:
     try:
-        world.witness()
         world.train()
     except BaseException as error:  # noqa: BLE001  the parent is told that it failed
         sys.stderr.write(f"{error!r}\n")
@@ -135,13 +134,14 @@ def main() -> None:
     folder, trials, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     world, moments, found = World(folder), random.Random(seed), Counter[str]()
+    world.witness()
     for _ in range(2):  # the second is as quick as those that follow, and the accountant remembers the plan
         began = time.monotonic()
         world.train()
         took_s = time.monotonic() - began
         world.out.unlink()
     for _ in range(trials):
-        found[trial(world, delay_s=moments.uniform(0, 1.2 * took_s))] += 1
+        found[trial(world, delay_s=moments.uniform(0, 0.9 * took_s))] += 1
     world.train()  # and once to the end
     world.check()
     assert not list(folder.glob(".*")), "left behind"
