@@ -59,11 +59,20 @@ def matmul_gflops(size: int = 1024, repeats: int = 20) -> float:
 
 def peak_memory_mb() -> float | None:
     """This process's largest resident size so far, MiB; None where /proc does not tell."""
+    return _memory_mb("VmHWM")
+
+
+def resting_memory_mb() -> float | None:
+    """This process's resident size now, MiB; None where /proc does not tell."""
+    return _memory_mb("VmRSS")
+
+
+def _memory_mb(field: str) -> float | None:
     status = Path("/proc/self/status")
     if not status.exists():
         return None
     lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-    return int(lines["VmHWM"].split()[0]) / 1024
+    return int(lines[field].split()[0]) / 1024
 
 
 def reset_peak_memory() -> None:

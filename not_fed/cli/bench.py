@@ -102,3 +102,68 @@ def crypto_command(
         files.write_atomic(out, json.dumps(result, indent=1).encode() + b"\n", overwrite=True, mode=0o644)
     sys.stdout.write((json.dumps(result) if as_json else table(result)) + "\n")
     say(f"{result['size_mb']} MB on {result['filesystem']}, {result['repeats']} turns; {result['machine']['cpu']}")
+
+
+@group.command("dp")
+def dp_command(
+    utility: Annotated[
+        bool, typer.Option("--utility", help="Perplexity against epsilon instead: hours; goes on with --out.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer turns, or records and steps: some minutes.")] = False,
+    base: Annotated[str, typer.Option("--base", help="Model folder, hub id, or smollm2-135m.")] = "smollm2-135m",
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON object here.")] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="With --utility: write a PNG here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A private step beside a plain one and the peers: CPU seconds, memory; or perplexity against epsilon."""
+    if utility:
+        _dp_utility(quick=quick, base=base, out=out, picture=picture, as_json=as_json)
+    elif picture is not None:
+        raise UsageError(where="bench dp", expected="--picture with --utility", got="it alone", hint="add --utility")
+    else:
+        _dp_speed(quick=quick, base=base, out=out, as_json=as_json)
+
+
+def _dp_speed(*, quick: bool, base: str, out: Path | None, as_json: bool) -> None:
+    import sys
+
+    from not_fed import files
+    from not_fed.bench.dp_speed import bench_speed, kinds, table
+    from not_fed.resources.bases import find_base
+
+    with shown() as progress:
+        folder = find_base(base, progress=progress).folder
+        result = bench_speed(kinds(folder), repeats=2 if quick else 7, progress=progress)
+    if out is not None:
+        files.write_atomic(out, json.dumps(result, indent=1).encode() + b"\n", overwrite=True, mode=0o644)
+    sys.stdout.write((json.dumps(result) if as_json else table(result)) + "\n")
+    say(f"{result['records']} records of {result['tokens']} tokens, {result['repeats']} turns; one thread")
+
+
+def _dp_utility(*, quick: bool, base: str, out: Path | None, picture: Path | None, as_json: bool) -> None:
+    import sys
+
+    from not_fed import files
+    from not_fed.bench.dp_picture import utility_picture
+    from not_fed.bench.dp_texts import bench_texts
+    from not_fed.bench.dp_utility import FULL, QUICK, SPAN, bench_utility, table
+    from not_fed.resources.bases import find_base
+
+    if out is None:
+        raise UsageError(
+            where="bench dp --utility", expected="--out, where finished runs are kept", got="none", hint="name a file"
+        )
+    size = QUICK if quick else FULL
+    with shown() as progress:
+        result = bench_utility(
+            find_base(base, progress=progress),
+            texts=bench_texts(each=size.records + size.held_out, progress=progress),
+            span=SPAN,
+            size=size,
+            out=out,
+            progress=progress,
+        )
+    if picture is not None:
+        files.write_atomic(picture, utility_picture(result), overwrite=True, mode=0o644)
+    sys.stdout.write((json.dumps(result) if as_json else table(result)) + "\n")
+    say(f"span {result['span']}, {result['records']:,} records, seeds {result['seeds']}; {result['source']}")
