@@ -201,7 +201,7 @@ class Probe:
         Proved by: tests/unit/test_audit.py::test_a_probe_goes_on_after_an_interruption
         """
         probe = cls(shapes, plan=plan, source=source, canaries=1)
-        parts = state["places"].split(state["counts"].tolist())
+        parts = torch.split(state["places"], state["counts"].tolist())
         probe._places = dict(zip(shapes, parts, strict=True))
         probe.canaries = len(state["members"])
         probe._members = state["members"].numpy().copy()

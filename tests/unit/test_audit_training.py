@@ -1,6 +1,6 @@
 """The audit inside real trainings of a tiny model: right code passes, every time.
 
-What an alarm does to a run is in test_private_steps.py; that broken code alarms, in tests/docs/test_privacy_can_fail.py.
+What an alarm does to a run is in test_private_steps.py; that broken code alarms is in tests/docs.
 """
 
 from __future__ import annotations
