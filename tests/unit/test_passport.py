@@ -9,8 +9,9 @@ import pytest
 
 from not_fed import canonical
 from not_fed.envelope import DpClaim, issue_passport, new_passport, read_passport
+from not_fed.envelope.claims import AuditResult, BadClaim
 from not_fed.envelope.header import MAX_METADATA_BYTES
-from not_fed.envelope.passport import BadClaim, parse_passport
+from not_fed.envelope.passport import parse_passport
 from tests.support.trust import BASE, DP, FEDERATION, NOW, Federation, organ_bytes, payload_of
 
 
@@ -58,6 +59,50 @@ def test_no_training_means_no_claim() -> None:
     for nonsense in ([], "epsilon 3", 3, {}):
         with pytest.raises(BadClaim):
             DpClaim.from_training({"dp": nonsense or [0]})
+
+
+def test_an_audit_above_its_claim_contradicts_it() -> None:
+    """Its words say so in capitals, whatever verdict its author signed; what the verdict says counts as well."""
+    claim = DpClaim.from_training({"dp": DP})
+    assert claim is not None
+    found = {"method": "one run", "epsilon_lower_bound": 3.0, "confidence": 0.95, "canaries": 5000}
+    for changes, contradicts in (
+        ({}, False),
+        ({"epsilon_lower_bound": 3.1}, False),
+        ({"epsilon_lower_bound": 3.2}, True),
+        ({"epsilon_lower_bound": 3.2, "verdict": "consistent"}, True),
+        ({"verdict": "contradicts"}, True),
+    ):
+        audit = AuditResult.from_training({"audit": found | changes})
+        assert audit is not None
+        assert audit.contradicts(claim) is contradicts
+        assert ("CONTRADICTS THE CLAIM" in audit.words(claim)) is contradicts
+
+
+def test_a_claim_names_delta_unit_and_relation_and_is_rounded_up() -> None:
+    claim = DpClaim.from_training({"dp": DP | {"epsilon": 3.1001}})
+    assert str(claim) == "epsilon 3.11 at delta 1e-05 (one record added or removed)"
+    person = DpClaim.from_training({"dp": DP | {"unit": "person", "records_per_person": 4}})
+    assert str(person) == "epsilon 3.10 at delta 1e-05 (one person added or removed)"
+
+
+def test_a_passport_takes_releases_and_ledger_head_from_the_manifest(tmp_path: Path) -> None:
+    charged = {"name": "mean_loss", "noise_multiplier": 10.0}
+    left = charged | {"value": 2.5, "sensitivity": 4.0, "divisor": 340.0}
+    training = {"dp": DP | {"releases": [charged]}, "releases": [left], "ledger_head": "3e" * 32}
+    passport = passport_of(tmp_path, organ_bytes(manifest={"training": training}), public={"records": 340.0})
+    assert [(one.name, one.how) for one in passport.releases] == [("mean_loss", "noised"), ("records", "public")]
+    assert passport.releases[0].sensitivity == 4.0
+    assert passport.ledger_head == "3e" * 32
+    for wrong in (
+        {"releases": [left]},
+        {**training, "releases": [left | {"noise_multiplier": 9.0}]},
+        {**training, "releases": [left | {"name": "another"}]},
+        {**training, "releases": ["mean_loss"]},
+        {**training, "ledger_head": "newest"},
+    ):
+        with pytest.raises(BadClaim):
+            passport_of(tmp_path, organ_bytes(manifest={"training": wrong}))
 
 
 @pytest.mark.parametrize("metrics", [{"a b": 1.0}, {"x": float("nan")}, {"x": float("inf")}, {"x": 1e300}, {"": 1.0},
