@@ -105,7 +105,8 @@ class Resume:
             with torch.no_grad():
                 parameter.copy_(weights[name])
             placed = {part: tensor.to(parameter.device) for part, tensor in moments[name].items()}
-            optimiser.state[parameter] = {"step": torch.tensor(float(kept.done)), **placed}
+            step = torch.tensor(float(kept.done), device=parameter.device)
+            optimiser.state[parameter] = {"step": step, **placed}
         return Kept(done=kept.done, facts=kept.facts, tensors=own)
 
     def _metadata(self) -> dict[str, str]:
