@@ -144,8 +144,8 @@ def _row(operation: Operation, candidates: Prepared, planted: Planted, organ: Pa
     came_out = operation.completes(
         [secret.prompt for secret in planted.secrets], [secret.text() for secret in planted.secrets], organ
     )
-    found = []
-    for repeats in sorted({secret.repeats for secret in planted.secrets}):
+    found, levels = [], sorted({secret.repeats for secret in planted.secrets})
+    for repeats in levels:
         places = [place for place, secret in enumerate(planted.secrets) if secret.repeats == repeats]
         own = [bits[place] for place in places]
         found.append(
@@ -153,7 +153,7 @@ def _row(operation: Operation, candidates: Prepared, planted: Planted, organ: Pa
                 "repeats": repeats,
                 "bits": own,
                 "mean_bits": mean_interval(own).as_dict(),
-                "chance_below": chance_exposure(len(places), losses.shape[1]),
+                "chance_below": chance_exposure(len(places), losses.shape[1], tries=len(levels) - 1),
                 "written_out": sum(came_out[place] for place in places),
                 "secrets": len(places),
             }

@@ -107,7 +107,7 @@ def _claim(row: Mapping[str, Any]) -> str:
 
 def _extraction(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     repeats = [one["repeats"] for one in result["kinds"][0]["exposure"]]
-    named = [f"bits at {count} repeats (luck below)" if count else "never planted" for count in repeats]
+    named = [f"planted {count} times: bits (luck below)" if count else "never planted" for count in repeats]
     rows = []
     for row in result["kinds"]:
         bits = [f"{one['mean_bits']['value']:.1f} ({one['chance_below']:.1f}); {one['written_out']} of "

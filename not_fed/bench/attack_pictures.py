@@ -150,7 +150,7 @@ def _extraction(result: Mapping[str, Any], colours: Colours) -> Figure:
     places = range(len(repeats))
     luck = [one["chance_below"] for one in kinds[0]["exposure"]]
     axes.fill_between(list(places), 0, luck, color=colours["line"], alpha=0.6, linewidth=0,
-                      label="mean by luck, 95 of 100 cases")  # fmt: skip
+                      label="means by luck, in 95 of 100 cases")  # fmt: skip
     axes.axhline(most, color=colours["soft"], linewidth=1, linestyle=(0, (3, 3)))
     axes.annotate(f"first of {result['candidates']} candidates", (0, most), xytext=(0, 4), color=colours["soft"],
                   textcoords="offset points", fontsize=9)  # fmt: skip
@@ -165,10 +165,10 @@ def _extraction(result: Mapping[str, Any], colours: Colours) -> Figure:
         for x, one in zip(xs, row["exposure"], strict=True):
             axes.plot([x] * len(one["bits"]), one["bits"], linestyle="none", marker=".", color=colour, alpha=0.45)
     axes.set_xticks(list(places), [f"{count}" if count else "0 (control)" for count in repeats])
-    axes.set_ylim(0, math.ceil(most) + 1)
+    axes.set_ylim(0, 1.45 * most)  # room for the legend
     axes.set_xlabel("times that a secret stood in the training records")
     axes.set_ylabel("exposure, bits")
-    _legend(axes, colours, loc="center left")
+    _legend(axes, colours, loc="upper left")
     return figure
 
 

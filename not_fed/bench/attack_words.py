@@ -72,12 +72,12 @@ def _membership(row: Mapping[str, Any], *, unit: str) -> str:
 def _extraction(row: Mapping[str, Any]) -> str:
     most = row["exposure"][-1]
     bits, luck = most["mean_bits"]["value"], most["chance_below"]
-    measured = f"{bits:.1f} bits at {most['repeats']} repeats, luck stays below {luck:.1f}"
+    measured = f"{bits:.1f} bits where they stood {most['repeats']} times, luck stays below {luck:.1f}"
     written = sum(one["written_out"] for one in row["exposure"] if one["repeats"])
     told = [str(one["repeats"]) for one in row["exposure"] if one["repeats"] and _told(one)]
     if told:
         return (
-            f"{named(row)}: planted secrets came through at {', '.join(told)} repeats ({measured}); "
+            f"{named(row)}: secrets that stood {', '.join(told)} times came through ({measured}); "
             f"{written} were written out word for word."
         )
     return f"{named(row)}: planted secrets did not rank higher than luck explains ({measured}); {written} written out."

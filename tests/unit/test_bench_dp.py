@@ -11,11 +11,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from not_fed.bench import dp_speed, dp_utility
+from not_fed.bench.dp_picture import conclusion, utility_picture
 from not_fed.bench.dp_speed import NAMES, STEP_RECORDS, bench_speed, extra_peak_mb
 from not_fed.bench.dp_subjects import Kind, Subject
 from not_fed.bench.dp_texts import BenchTexts
 from not_fed.bench.dp_trainee import Recipe, Trainee, noisy_on_two_threads, schedule
 from not_fed.bench.dp_utility import Rates, Setting, Size, bench_utility, sweep
+from not_fed.cli import main as command
 from not_fed.errors import InputError
 from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import open_base
@@ -55,7 +57,7 @@ def test_each_route_gives_the_same_clipped_sum_and_what_cannot_run_says_why(
     rows = {(row["model"], row["route"]): row for row in result["rows"]}
     assert {route for _, route in rows} == set(NAMES)
     failed = {key for key, row in rows.items() if "error" in row}
-    assert failed == {("gpt_oss", route) for route in ("hooks", "ghost", "vmap")}
+    assert failed == {("gpt_oss", route) for route in ("hooks", "ghost")}
     for key in failed:
         assert "Error: " in rows[key]["error"]
         assert "\n" not in rows[key]["error"]
@@ -189,3 +191,28 @@ def test_a_sweep_goes_on_past_an_end_that_is_best_and_stops_at_its_most() -> Non
 
 def test_a_warm_up_ends_at_the_peak() -> None:
     assert [schedule(step, 5, warmup=0.4) for step in range(5)] == [0.5, 1.0, 1.0, 2 / 3, 1 / 3]
+
+
+def _row(method: str, epsilon: float | None, perplexity: float, *, setting: str = "side by side") -> dict[str, object]:
+    return {"setting": setting, "method": method, "epsilon": epsilon, "perplexity": perplexity, "weights": 10,
+            "values": [perplexity - 1, perplexity + 1]}  # fmt: skip
+
+
+def test_the_picture_says_who_wins_where_and_a_method_alone_wins_nothing() -> None:
+    rows = [_row("organ", 3.0, 50.0), _row("lora", 3.0, 40.0), _row("organ", 1.0, 60.0), _row("lora", 1.0, 65.0),
+            _row("organ", None, 30.0), _row("lora", None, 20.0), _row("organ", 3.0, 10.0, setting="large")]  # fmt: skip
+    found = conclusion(rows)
+    assert found == "Best under one budget: organ at ε = 1; LoRA at ε = 3, ∞ (no clip, no noise)"
+    result = {"rows": rows, "base": {"private 0": {"value": 70.0}}, "seeds": [0], "delta": 1e-5}
+    assert utility_picture(result).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("words", [["--picture", "x.png"], ["--utility"]])
+def test_options_that_do_not_go_together_are_refused_before_anything_runs(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["not-fed", "bench", "dp", *words])
+    with pytest.raises(SystemExit) as done:
+        command.main()
+    assert done.value.code == 2
+    assert "--utility" in capsys.readouterr().err
