@@ -69,7 +69,7 @@ def test_a_secret_that_was_learnt_by_heart_comes_out(asked: dict[str, Any]) -> N
     assert found[0]["mean_bits"]["value"] < found[0]["chance_below"]  # the control: never planted
     assert found[0]["written_out"] == 0
     assert asked["kinds"][1]["verdict"] == "told"
-    assert "planted secrets came through" in asked["conclusion"]
+    assert "secrets that stood 16 times came through" in asked["conclusion"]
 
 
 def test_neither_the_base_nor_an_organ_of_small_epsilon_tells(asked: dict[str, Any]) -> None:
@@ -169,7 +169,7 @@ def test_the_command_asks_the_organs_and_draws(
         command.main()
     assert not done.value.code
     said = capsys.readouterr()
-    assert said.out.startswith("| organs | never planted | bits at 1 repeats (luck below) |")
+    assert said.out.startswith("| organs | never planted | planted 1 times: bits (luck below) |")
     assert "Nothing of this may leave" in said.err
     assert {path.name for path in out.iterdir()} == {"attack.json", "attack.png", "index.html"}
     assert "exposure, bits" in (out / "index.html").read_text()

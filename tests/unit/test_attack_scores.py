@@ -165,6 +165,7 @@ def test_equal_losses_give_a_middling_rank_and_not_the_first() -> None:
 def test_luck_with_many_secrets_stays_near_its_mean() -> None:
     assert 1.44 < chance_exposure(100, 256) < 1.8
     assert 3.9 < chance_exposure(1, 256) < 4.7  # the first of twenty ranks
+    assert chance_exposure(3, 128, tries=3) > chance_exposure(3, 128) + 0.3
 
 
 def test_a_mean_lies_in_its_interval_and_equal_values_have_none() -> None:
