@@ -74,7 +74,8 @@ def test_repeats_of_a_plan_within_the_filter_stay_within_the_filter() -> None:
 )  # fmt: skip
 def test_the_filter_never_admits_more_than_its_bound(plans: list[tuple[float, float, int]]) -> None:
     """Whatever is tried in whatever order, all that was admitted is within the budget by PLD and by the filter."""
-    cap, others = Cap.new(epsilon=4.0, delta=1e-5), ()
+    cap = Cap.new(epsilon=4.0, delta=1e-5)
+    others: Mechanisms = ()
     for rate, noise, steps in plans:
         plan = DpPlan(sample_rate=rate, steps=steps, noise_multiplier=noise, max_grad_norm=1, divisor=1, delta=1e-5)
         if cap.allows(plan, others=others):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -175,10 +177,10 @@ def test_a_data_set_that_grew_keeps_what_it_spent_and_its_budget(folder: Path) -
     run(ledger, grown, "two")
     standing = ledger.standing(grown, unit="record")
     assert (standing.runs, standing.cap.epsilon, standing.cap.order) == (2, 8.0, 4)
-    ledger.set_budget(grown, name="notes.jsonl", unit="record", epsilon=9.0, delta=DELTA)
+    ledger.set_budget(grown, name="notes.jsonl", unit="record", epsilon=10.0, delta=DELTA)
     for known in (data, grown):
         again = ledger.standing(known, unit="record")
-        assert (again.cap.epsilon, again.cap.order) == (9.0, 4), "the order stays once something was spent"
+        assert (again.cap.epsilon, again.cap.order) == (10.0, 4), "a new budget of 10 would have order 3"
     ledger.set_budget(data, name="notes.jsonl", unit="record", epsilon=5.0, delta=DELTA)
     assert ledger.standing(grown, unit="record").cap.epsilon == 5.0, "the tightest counts"
 
@@ -281,6 +283,22 @@ def test_history_says_each_run_alone_and_composed(folder: Path) -> None:
     assert entries[1].composed == compose([plan(), plan(noise=2.0)])
     assert [entry.charge.run for entry in ledger.history()] == ["one", "two"]
     assert [standing.runs for standing in ledger.standings()] == [2, 2]
+
+
+def test_a_ledger_works_without_torch(folder: Path) -> None:
+    """A security officer's laptop has none."""
+    program = f"""
+import sys
+from tests.support.ledgers import Path, budgeted, run
+ledger, data = budgeted(Path({str(folder)!r}))
+run(ledger, data, "one")
+ledger.history(data), ledger.standings(), ledger.verify()
+print(sorted({{"torch", "transformers", "opacus"}} & set(sys.modules)))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    assert result.stdout == "[]\n"
 
 
 def test_reloading_changes_no_number(folder: Path) -> None:
