@@ -17,6 +17,7 @@ from not_fed.privacy.audit_law import (
     typical_guesses,
 )
 
+MOST_CANARIES = 100_000  # beyond, comparing takes for ever; a passport may name any number
 ROUNDING = 1e-3  # recorded bounds have four decimals, and libraries of another version may differ in the last
 
 
@@ -38,7 +39,8 @@ class Judgement:
 
     Attributes:
         contradictions: each in words; none where all fits.
-        expected: what the claimed mechanism gives, computed here; None where the audit does not say how many steps.
+        expected: what the claimed mechanism gives, computed here; None where the audit does not say how many steps,
+            or is impossible in itself.
         least_noise: the smallest noise ratio that the claimed noise gives, likewise.
     """
 
@@ -61,12 +63,14 @@ def judge(found: Recorded, *, epsilon: float, plan: DpPlan) -> Judgement:
         wrong.append("its own verdict says so")
     if found.epsilon_lower_bound > epsilon:
         wrong.append(f"epsilon was at least {found.epsilon_lower_bound:.2f}")
-    if found.steps is None:
-        return Judgement(contradictions=tuple(wrong), expected=None, least_noise=None)
-    expected = expect(plan.sample_rate, plan.noise_multiplier, found.steps, canaries=found.canaries, delta=plan.delta)
-    least_noise = _least_noise(canaries=found.canaries, steps=found.steps)
-    if found.steps != plan.steps:
+    if found.steps is not None and found.steps != plan.steps:
         wrong.append(f"it saw {found.steps:,} steps where the claim has {plan.steps:,}")
+    if found.canaries > MOST_CANARIES:
+        wrong.append(f"it names {found.canaries:,} canaries, more than anybody can have used")
+    if found.steps != plan.steps or found.canaries > MOST_CANARIES:
+        return Judgement(contradictions=tuple(wrong), expected=None, least_noise=None)
+    expected = expect(plan.sample_rate, plan.noise_multiplier, plan.steps, canaries=found.canaries, delta=plan.delta)
+    least_noise = _least_noise(canaries=found.canaries, steps=plan.steps)
     if found.epsilon_lower_bound > expected.at_most.epsilon + ROUNDING:
         wrong.append(f"its bound is {found.epsilon_lower_bound:.2f} where {expected.at_most.epsilon:.2f} is the most")
     fdp = found.fdp_epsilon_lower_bound

@@ -48,6 +48,7 @@ def test_an_audit_that_passed_in_training_fits_its_claim(steps: int) -> None:
         ({"fdp_epsilon_lower_bound": 2.9}, "its f-DP bound is 2.90"),
         ({"noise_ratio": 0.93}, "noise was 0.930 times"),
         ({"steps": 9}, "9 steps where the claim has 10"),
+        ({"canaries": 1 << 40}, "1,099,511,627,776 canaries"),
         ({"contradicts": True}, "its own verdict"),
     ],
 )
