@@ -42,7 +42,7 @@ class Subject:
         self.kind = kind
         self.split, self.after = _cuts(kind)
         source = torch.Generator().manual_seed(1)
-        size: int = self.split.head.weight.shape[0]  # type: ignore[union-attr,assignment]
+        size = self.split.head.get_parameter("weight").shape[0]
         self._rows = list(torch.randint(3, size, (records, tokens + 1), generator=source))
         self._hidden = self.split.prefix(self.layout(range(records)))
         self.layers: Sequence[nn.Module] = self.split.span_layers
@@ -75,7 +75,7 @@ class Subject:
 
     def _losses(self, model: SplitModel, hidden: Tensor, which: Sequence[int]) -> Tensor:
         targets = torch.cat([self._rows[i][1:] for i in which])
-        return model.losses(hidden, self.layout(which), targets).unflatten(0, (len(which), -1)).mean(dim=1)
+        return model.losses(hidden, self.layout(which), targets).reshape(len(which), -1).mean(dim=1)
 
     def calls(self) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """What each layer of the span is called with for one record, its input aside."""

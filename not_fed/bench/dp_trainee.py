@@ -23,9 +23,10 @@ from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import Base
 from not_fed.organ.evaluate import perplexity_of
 from not_fed.organ.head_loss import token_losses
-from not_fed.organ.layout import packable, stackable
+from not_fed.organ.layout import packable
 from not_fed.organ.prefix import PrefixCache, TokenisedRecords, compute_prefix, tokenise
 from not_fed.organ.split import SplitModel, load_split, load_tokenizer
+from not_fed.organ.units import micro_batches
 from not_fed.privacy.accounting import DpPlan
 from not_fed.privacy.book_keeping import BookKeeping
 from not_fed.privacy.dp_sgd import noisy_gradient
@@ -148,7 +149,7 @@ class Trainee:
 
     def _private(self, corpus: Corpus, sample: Sequence[int], plan: DpPlan) -> None:
         sums = self.engine.zero_sums()
-        for micro in stackable(sample, corpus.data.predictions, max_tokens=MICRO_TOKENS):
+        for micro in _batches(corpus, sample):
             self.engine.clip_into(
                 sums, losses=self.losses_of(corpus, micro), units=len(micro), max_grad_norm=plan.max_grad_norm
             )
@@ -156,7 +157,7 @@ class Trainee:
             self.engine.parameters[name].grad = gradient
 
     def _plain(self, corpus: Corpus, sample: Sequence[int], plan: DpPlan) -> None:
-        for micro in stackable(sample, corpus.data.predictions, max_tokens=MICRO_TOKENS):
+        for micro in _batches(corpus, sample):
             losses = self.losses_of(corpus, micro)(range(len(micro)))
             torch.autograd.backward(losses.sum() / plan.divisor)
 
@@ -178,7 +179,7 @@ class Trainee:
     def norms(self, corpus: Corpus, members: Sequence[int]) -> list[float]:
         """L2 norms of the members' gradients, for choosing a clip on public text."""
         found: list[float] = []
-        for micro in stackable(members, corpus.data.predictions, max_tokens=MICRO_TOKENS):
+        for micro in _batches(corpus, members):
             found += self.engine.norms(losses=self.losses_of(corpus, micro), units=len(micro)).tolist()
         return found
 
@@ -201,6 +202,13 @@ class Trainee:
                     sums[index] = float(part.sum())
         found = perplexity_of(sums[list(members)], np.array(predictions)[list(members)])
         return {"value": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high}
+
+
+def _batches(corpus: Corpus, records: Sequence[int]) -> Iterator[list[int]]:
+    """As training does it: records of like length, one a row."""
+    units = [(record,) for record in records if corpus.data.predictions[record]]
+    for batch in micro_batches(units, corpus.data.predictions, micro_tokens=MICRO_TOKENS):
+        yield [record for (record,) in batch]
 
 
 def schedule(step: int, steps: int, *, warmup: float) -> float:

@@ -92,16 +92,3 @@ def packable(indices: Sequence[int], lengths: Sequence[int], *, max_tokens: int)
             held += lengths[index]
     if batch:
         yield batch
-
-
-def stackable(indices: Sequence[int], lengths: Sequence[int], *, max_tokens: int) -> Iterator[list[int]]:
-    """Batches for `stack`: records of like length, at most `max_tokens` padded positions; no empty records."""
-    batch: list[int] = []
-    for index in sorted((i for i in indices if lengths[i] > 0), key=lambda i: (-lengths[i], i)):
-        longest = lengths[batch[0]] if batch else 0
-        if batch and (longest * (len(batch) + 1) > max_tokens or lengths[index] < STACK_SLACK * longest):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
