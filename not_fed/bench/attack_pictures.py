@@ -152,7 +152,7 @@ def _extraction(result: Mapping[str, Any], colours: Colours) -> Figure:
     axes.fill_between(list(places), 0, luck, color=colours["line"], alpha=0.6, linewidth=0,
                       label="means by luck, in 95 of 100 cases")  # fmt: skip
     axes.axhline(most, color=colours["soft"], linewidth=1, linestyle=(0, (3, 3)))
-    beside = {"xytext": (0, 4), "textcoords": "offset points", "fontsize": 9, "color": colours["soft"]}
+    beside: dict[str, Any] = {"xytext": (0, 4), "textcoords": "offset points", "fontsize": 9, "color": colours["soft"]}
     axes.annotate(f"first of {result['candidates']} candidates", (len(repeats) / 2 - 0.9, most), **beside)
     for number, row in enumerate(kinds):
         colour = colours["base"] if number == 0 else colours[KINDS[(number - 1) % len(KINDS)]]

@@ -69,7 +69,7 @@ def test_a_secret_that_was_learnt_by_heart_comes_out(asked: dict[str, Any]) -> N
     assert found[0]["mean_bits"]["value"] < found[0]["chance_below"]  # the control: never planted
     assert found[0]["written_out"] == 0
     assert asked["kinds"][1]["verdict"] == "told"
-    assert "secrets that stood 16 times came through" in asked["conclusion"]
+    assert "16 times came through" in asked["conclusion"]
 
 
 def test_neither_the_base_nor_an_organ_of_small_epsilon_tells(asked: dict[str, Any]) -> None:
