@@ -17,17 +17,13 @@ from importlib.metadata import version
 from typing import Any, Literal, get_args
 
 from not_fed.errors import BudgetError, InputError
+from not_fed.privacy.mechanisms import GRID, SEARCH_GRIDS, Mechanisms, in_order, merged, pld_epsilon, smallest_enough
 
-GRID = (
-    1e-4  # of privacy losses; the reported number. Coarser grids are valid too, and only looser: they guide the search
-)
-SEARCH_GRIDS = (1e-2, 1e-3)
 TICKS = 10_000  # noise multipliers have four decimals
 LEAST_NOISE, MOST_NOISE = 0.2, 10_000.0  # below, no guarantee is left to state; above, nothing is learnt
 WEAKEST_EPSILON = 10.0
 
 Unit = Literal["record", "person"]
-Mechanisms = tuple[tuple[float, float, int], ...]  # (sample_rate, noise_multiplier, steps) each
 
 
 class BadPlan(InputError):
@@ -283,7 +279,7 @@ def plan_dp(
         )
 
     def enough(grid: float, ticks: int) -> bool:
-        return _pld_epsilon(mechanisms_of([plan_with(_noise(ticks))]), delta=delta, grid=grid) <= epsilon
+        return pld_epsilon(mechanisms_of([plan_with(_noise(ticks))]), delta=delta, grid=grid) <= epsilon
 
     return plan_with(_noise(_least_ticks(enough, epsilon=epsilon)))
 
@@ -308,21 +304,6 @@ def _least_ticks(enough: Callable[[float, int], bool], *, epsilon: float) -> int
     return found
 
 
-def smallest_enough(enough: Callable[[int], bool], *, least: int, known: int) -> int:
-    """The smallest number that is enough, looking below `known` in growing strides and then by halving."""
-    low, high, stride = least - 1, known, 1
-    while high - stride > low and enough(high - stride):
-        high, stride = high - stride, stride * 4
-    low = max(low, high - stride)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if enough(middle):
-            high = middle
-        else:
-            low = middle
-    return high
-
-
 def _noise(ticks: int) -> float:
     return ticks / TICKS
 
@@ -334,7 +315,7 @@ def mechanisms_of(plans: Sequence[DpPlan]) -> Mechanisms:
         steps[float(plan.sample_rate), float(plan.noise_multiplier)] += plan.steps * plan.runs
         for release in plan.releases:
             steps[1.0, float(release.noise_multiplier)] += plan.runs
-    return _sorted(steps)
+    return in_order(steps)
 
 
 def repeats_of(plan: DpPlan, *, steps: int, releases: Mapping[str, int]) -> Mechanisms:
@@ -353,46 +334,7 @@ def repeats_of(plan: DpPlan, *, steps: int, releases: Mapping[str, int]) -> Mech
     counted: Counter[tuple[float, float]] = Counter({(float(plan.sample_rate), float(plan.noise_multiplier)): steps})
     for name, count in releases.items():
         counted[1.0, float(noises[name])] += count
-    return _sorted(counted)
-
-
-def merged(*parts: Mechanisms) -> Mechanisms:
-    """The composition of all of them: one canonical list, whatever the order of the parts."""
-    steps: Counter[tuple[float, float]] = Counter()
-    for part in parts:
-        for sample_rate, noise, count in part:
-            steps[sample_rate, noise] += count
-    return _sorted(steps)
-
-
-def _sorted(steps: Counter[tuple[float, float]]) -> Mechanisms:
-    return tuple((sample_rate, noise, count) for (sample_rate, noise), count in sorted(steps.items()) if count)
-
-
-def pld_epsilon(mechanisms: Mechanisms, *, delta: float, grid: float = GRID) -> float:
-    """Epsilon of a composition by the privacy loss distribution, an upper bound; 0 for nothing.
-
-    Args:
-        grid: of privacy losses; a coarser one than what is reported is quicker and looser, and still a bound.
-
-    Proved by: tests/unit/test_accounting.py::test_epsilon_is_within_half_a_percent_of_an_independent_pld
-    """
-    return _pld_epsilon(mechanisms, delta=delta, grid=grid) if mechanisms else 0.0
-
-
-@functools.lru_cache(maxsize=256)
-def _pld_epsilon(mechanisms: Mechanisms, *, delta: float, grid: float) -> float:
-    # imported here: a second of SciPy that `--help` and a security officer's laptop do not need
-    from dp_accounting import dp_event, pld
-    from dp_accounting.privacy_accountant import NeighboringRelation
-
-    account = pld.PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=grid)
-    for sample_rate, noise, steps in mechanisms:
-        event = dp_event.GaussianDpEvent(noise)
-        if sample_rate < 1.0:
-            event = dp_event.PoissonSampledDpEvent(sample_rate, event)
-        account.compose(dp_event.SelfComposedDpEvent(event, steps))
-    return max(0.0, float(account.get_epsilon(delta)))
+    return in_order(counted)
 
 
 def _two_decimals_up(value: float) -> str:

@@ -28,19 +28,8 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from not_fed.privacy.accounting import (
-    GRID,
-    LEAST_NOISE,
-    MOST_NOISE,
-    SEARCH_GRIDS,
-    TICKS,
-    DpPlan,
-    Mechanisms,
-    mechanisms_of,
-    merged,
-    pld_epsilon,
-    smallest_enough,
-)
+from not_fed.privacy.accounting import LEAST_NOISE, MOST_NOISE, TICKS, DpPlan, mechanisms_of
+from not_fed.privacy.mechanisms import GRID, SEARCH_GRIDS, Mechanisms, merged, pld_epsilon, smallest_enough
 from not_fed.privacy.renyi import choose_order, divergence_within, renyi_divergence
 
 _LEAST_TICKS, _MOST_TICKS = round(LEAST_NOISE * TICKS), round(MOST_NOISE * TICKS)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import math
 
-from not_fed.privacy.accounting import DpPlan, Mechanisms, mechanisms_of
+from not_fed.privacy.accounting import DpPlan, mechanisms_of
+from not_fed.privacy.mechanisms import Mechanisms
 
 ORDERS = range(2, 257)  # whole numbers, since there the divergence of a sampled Gaussian is a finite sum
 _ROUNDING = 1 + 1e-12  # of a sum of logarithms; up, since a divergence is a cost

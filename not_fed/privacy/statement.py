@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from not_fed.privacy.accounting import DpPlan, Epsilon, Mechanisms, Unit, mechanisms_of, merged, pld_epsilon
+from not_fed.privacy.accounting import DpPlan, Epsilon, Unit, mechanisms_of
 from not_fed.privacy.cap import Cap, Fits, what_fits
 from not_fed.privacy.ledger_book import Charge
 from not_fed.privacy.ledger_scope import RELATIONS, Scope
+from not_fed.privacy.mechanisms import Mechanisms, merged, pld_epsilon
 from not_fed.privacy.renyi import epsilon_from, renyi_divergence, renyi_epsilon
 
 DEFAULT_DELTA = 1e-5  # shown for data that was never reserved; a plan brings its own

@@ -170,7 +170,7 @@ BREAKS = {
         "sharing += [account] if own is account else []",
         LEDGER + "test_shared_records_are_charged_and_disjoint_data_is_not", "assert"),
     "half the steps are accounted for": Break(
-        "privacy/accounting.py", "dp_event.SelfComposedDpEvent(event, steps)",
+        "privacy/mechanisms.py", "dp_event.SelfComposedDpEvent(event, steps)",
         "dp_event.SelfComposedDpEvent(event, max(1, steps // 2))",
         "unit/test_accounting.py::test_epsilon_is_the_golden_value[A]", "assert"),
     "releases are not accounted for": Break(

@@ -23,11 +23,10 @@ from not_fed.privacy.accounting import (
     WeakEpsilon,
     compose,
     mechanisms_of,
-    merged,
     plan_dp,
-    pld_epsilon,
 )
 from not_fed.privacy.crosscheck import PRV_ERROR, optimistic_epsilon, prv_epsilon
+from not_fed.privacy.mechanisms import merged, pld_epsilon
 from not_fed.privacy.renyi import renyi_epsilon
 
 

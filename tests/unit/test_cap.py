@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from not_fed.privacy.accounting import DpPlan, Mechanisms, mechanisms_of, merged, plan_dp, pld_epsilon
+from not_fed.privacy.accounting import DpPlan, mechanisms_of, plan_dp
 from not_fed.privacy.cap import Cap, what_fits
+from not_fed.privacy.mechanisms import Mechanisms, merged, pld_epsilon
 from not_fed.privacy.renyi import epsilon_from, renyi_divergence
 
 CAP = Cap.new(epsilon=8.0, delta=1e-5)
