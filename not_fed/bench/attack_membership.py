@@ -198,7 +198,7 @@ def _row(
         "attacks": attacks,
         "perplexity": _perplexities(losses, within, prepared),
         "histogram": _histogram(statistic, members),
-        "most_exposed": _most_exposed(statistic, members, units, kept, told=_told(attacks[LIRA])),
+        "most_exposed": _most_exposed(statistic, members, units, kept, told=any(map(_told, attacks.values()))),
     }
 
 

@@ -93,7 +93,8 @@ def _roc(axes: Axes, kinds: Sequence[Mapping[str, Any]], colours: Colours) -> No
         attack = row["attacks"][best_attack(row)]
         points = [(max(false, LEAST), true) for false, true in attack["roc"] if true > 0]
         auc = attack["auc"]
-        legend = f"{row['name']}: AUC {auc['value']:.2f} ({auc['ci_low']:.2f} to {auc['ci_high']:.2f})"
+        interval = f"{auc['value']:.2f} ({auc['ci_low']:.2f} to {auc['ci_high']:.2f})"
+        legend = f"{row['name']}, {best_attack(row)}: AUC {interval}"
         axes.step([x for x, _ in points], [y for _, y in points], where="post", linewidth=2, label=legend,
                   color=colours[KINDS[place % len(KINDS)]])  # fmt: skip
     said = "dotted: the most that an epsilon allows"
@@ -108,7 +109,7 @@ def _roc(axes: Axes, kinds: Sequence[Mapping[str, Any]], colours: Colours) -> No
         axis.set_ticks([], minor=True)
     axes.set_xlabel("others taken for members (false positive rate)")
     axes.set_ylabel("members found (true positive rate)")
-    axes.set_title(f"Attacker with {best_attack(kinds[0])}, 95 % intervals", fontsize=11, color=colours["ink"])
+    axes.set_title("The better attacker on each, 95 % intervals", fontsize=11, color=colours["ink"])
     _legend(axes, colours, loc="lower right")
 
 

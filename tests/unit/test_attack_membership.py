@@ -17,6 +17,7 @@ from not_fed.bench.attack import NON_PRIVATE, membership, membership_of_organ, p
 from not_fed.bench.attack_membership import LIRA, REFERENCE, Units
 from not_fed.bench.attack_organs import Kind, Operation, part
 from not_fed.bench.attack_scores import BadShadows, TooFewUnits
+from not_fed.bench.attack_words import membership_verdict
 from not_fed.cli import main as command
 from not_fed.errors import NotFedError
 from not_fed.organ.anatomy import Span
@@ -83,7 +84,7 @@ def test_an_organ_of_small_epsilon_is_not_told_from_chance(attacked: dict[str, A
         assert noisy["attacks"][name]["refuted"]["epsilon"] <= noisy["epsilon"] <= 0.5
     assert noisy["verdict"] == "not told from chance"
     assert noisy["most_exposed"] == []
-    assert "did not tell records that were trained on from others" in attacked["conclusion"]
+    assert "no attacker here told records that were trained on from others" in attacked["conclusion"]
 
 
 def test_the_result_says_what_it_was_and_holds_no_text(attacked: dict[str, Any], base: Base) -> None:
@@ -192,6 +193,22 @@ def test_what_training_refuses_is_passed_on(base: Base) -> None:
     wild = Kind(name=NON_PRIVATE, settings=TrainSettings(span=SPAN, lr=1e30, epochs=2, max_tokens=32))
     with pytest.raises(Diverged):
         membership(base, records=notes(40), kinds=[wild], shadows=4)
+
+
+def test_the_verdict_is_the_better_attackers() -> None:
+    """An attacker who fails is no comfort where another one succeeds."""
+
+    def row(reference: float, shadows: float, *, refuted: float = 0.0, claim: float | None = None) -> dict[str, Any]:
+        attacks = {
+            name: {"auc": {"value": low, "ci_low": low, "ci_high": 1}, "refuted": {"epsilon": refuted}}
+            for name, low in ((REFERENCE, reference), (LIRA, shadows))
+        }
+        return {"name": "x", "epsilon": claim, "attacks": attacks}
+
+    assert membership_verdict(row(0.55, 0.49)) == membership_verdict(row(0.49, 0.55)) == "told apart"
+    assert membership_verdict(row(0.5, 0.49, refuted=3)) == "not told from chance"
+    assert membership_verdict(row(0.5, 0.49, refuted=3, claim=3)) == "not told from chance"
+    assert membership_verdict(row(0.9, 0.9, refuted=3.1, claim=3)) == "contradicts its claim"
 
 
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
