@@ -159,7 +159,10 @@ class ExpertsTrace:
             seen, back = scale(exact(self._seen.pop(matrix)), self._back.pop(matrix), of_pairs)
             parts = list(zip(_of_each(seen, groups), _of_each(back, groups), strict=True))
             if matrix in self.owner.weights:
-                yield matrix, torch.stack([ours.T @ theirs for ours, theirs in parts])
+                total = back.new_zeros(len(parts), seen.shape[1], back.shape[1])
+                for one, (ours, theirs) in zip(total, parts, strict=True):
+                    torch.mm(ours.T, theirs, out=one)
+                yield matrix, total
             if bias in self.owner.weights:
                 yield bias, torch.stack([theirs.sum(dim=0, dtype=torch.float64) for _, theirs in parts])
 
@@ -178,7 +181,8 @@ def _of_each(pairs: Tensor, groups: Groups) -> tuple[Tensor, ...]:
 def _matrix_squares(seen: Tensor, back: Tensor, pairs: Tensor, filler: Tensor) -> Tensor:
     """Squared norms of the groups' gradients for their experts' matrices; shape (groups,), float64."""
     ours = seen[pairs]  # (groups, width, inputs)
-    theirs = back[pairs].masked_fill_(filler.unsqueeze(2), 0.0)  # (groups, width, outputs)
+    theirs = back[pairs]  # (groups, width, outputs)
+    theirs[filler] = 0.0
     if gram_is_cheaper(positions=ours.shape[1], inputs=ours.shape[2], outputs=theirs.shape[2]):
         return gram_squares(gram(ours), theirs)
     return materialised_squares(ours, theirs)
