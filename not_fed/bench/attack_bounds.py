@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from not_fed.bench.attack_scores import LEVEL, Bools, Floats
-from not_fed.privacy.audit_bounds import CONFIDENCE, bounds_of, guess
+from not_fed.privacy.audit.bounds import CONFIDENCE, bounds_of, guess
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ def refuted_epsilon(scores: Floats, members: Bools, *, delta: float) -> Refuted:
         under an (epsilon, delta) claim that holds, the result exceeds epsilon with probability at most 5 %. Without
         delta it is the Clopper-Pearson bound on the share of right guesses, in the audit's fixed numbers of guesses.
     Proved by: tests/unit/test_attack_scores.py::test_right_guesses_refute_what_their_clopper_pearson_bound_says
-    Source: as `not_fed.privacy.audit_bounds`.
+    Source: as `not_fed.privacy.audit.bounds`.
     """
     found = bounds_of(guess(scores, members), canaries=len(scores), delta=delta)
     perfect = bounds_of(guess(members.astype(np.float64), members), canaries=len(scores), delta=delta)

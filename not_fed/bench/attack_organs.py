@@ -28,7 +28,7 @@ from not_fed.organ.organ import OrganInfo, read_organ
 from not_fed.organ.prefix import PrefixCache, TokenisedRecords, compute_prefix, tokenise
 from not_fed.organ.split import load_split, load_tokenizer
 from not_fed.organ.train import NothingToLearn, Speed, TrainSettings, train
-from not_fed.privacy.ledger import Ledger
+from not_fed.privacy.ledger.ledger import Ledger
 from not_fed.progress import Progress, silent
 
 MICRO_TOKENS = 2048

@@ -12,7 +12,7 @@ from not_fed.errors import InputError, TrustError, UsageError
 
 if TYPE_CHECKING:
     from not_fed.envelope.claims import AuditResult, DpClaim
-    from not_fed.privacy.audit_verdict import Judgement
+    from not_fed.privacy.audit.verdict import Judgement
 
 WORD = "claim and audit are the author's word: they show mistakes, not somebody who signs made-up numbers"
 FITS = "the attack on this training found no more than the claim allows, and less noise than claimed would have shown"
@@ -101,7 +101,7 @@ def _read(file: Path) -> _Said:
 
 def _judged(claim: DpClaim, audit: AuditResult) -> Judgement:
     from not_fed.organ.claims import plan_of
-    from not_fed.privacy.audit_verdict import Recorded, judge
+    from not_fed.privacy.audit.verdict import Recorded, judge
 
     recorded = Recorded(
         epsilon_lower_bound=audit.epsilon_lower_bound, canaries=audit.canaries, steps=audit.steps,
@@ -197,7 +197,7 @@ def _simulate(
     epsilon: float, delta: float, sample_rate: float, steps: int, runs: int, canaries: int, *, as_json: bool
 ) -> None:
     from not_fed.privacy.accounting import plan_dp
-    from not_fed.privacy.audit_verdict import foresee
+    from not_fed.privacy.audit.verdict import foresee
 
     plan = plan_dp(epsilon=epsilon, delta=delta, sample_rate=sample_rate, steps=steps, runs=runs,
                    max_grad_norm=1.0, divisor=1.0)  # fmt: skip

@@ -13,9 +13,9 @@ from not_fed.cli.output import AsJson, say, show
 
 if TYPE_CHECKING:
     from not_fed.privacy.accounting import Unit
-    from not_fed.privacy.identity import DataIdentity
-    from not_fed.privacy.ledger import Ledger
-    from not_fed.privacy.statement import Entry, Standing
+    from not_fed.privacy.ledger.identity import DataIdentity
+    from not_fed.privacy.ledger.ledger import Ledger
+    from not_fed.privacy.ledger.statement import Entry, Standing
 
 SCHEMA = "not-fed/budget/1"
 LIST_SCHEMA = "not-fed/budgets/1"
@@ -131,7 +131,7 @@ def verify_command(
 
 
 def _ledger(home: Path | None, *, must_exist: bool = False) -> Ledger:
-    from not_fed.privacy.ledger import Ledger, ledger_folder
+    from not_fed.privacy.ledger.ledger import Ledger, ledger_folder
 
     if home is None:
         return Ledger.at(ledger_folder(), must_exist=must_exist)
@@ -217,7 +217,7 @@ def _entry_as_json(entry: Entry) -> dict[str, Any]:
 
 
 def _sentence(entry: Entry) -> str:
-    from not_fed.privacy.ledger_scope import RELATIONS
+    from not_fed.privacy.ledger.scope import RELATIONS
 
     charge = entry.charge
     noises = ", ".join(f"{steps} x noise {noise:g} at rate {rate:g}" for rate, noise, steps in charge.mechanisms)

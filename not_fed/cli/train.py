@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from not_fed.organ.data import Records
     from not_fed.organ.train import Precision
     from not_fed.privacy.accounting import DpPlan
-    from not_fed.privacy.ledger import Ledger
-    from not_fed.privacy.statement import Cost
+    from not_fed.privacy.ledger.ledger import Ledger
+    from not_fed.privacy.ledger.statement import Cost
 
 
 class EngineName(StrEnum):
@@ -176,7 +176,7 @@ def _require_epsilon(epsilon: float | None, *, unit: str | None, release: list[s
 
 
 def _ledger() -> Ledger:
-    from not_fed.privacy.ledger import Ledger, ledger_folder
+    from not_fed.privacy.ledger.ledger import Ledger, ledger_folder
 
     return Ledger.at(ledger_folder())
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from not_fed.organ.data import Records
     from not_fed.organ.train import Trained, TrainSettings
     from not_fed.privacy.accounting import DpPlan
-    from not_fed.privacy.statement import Cost
+    from not_fed.privacy.ledger.statement import Cost
 
 
 def show_planned(base: Base, records: Records, settings: TrainSettings, *, cost: Cost | None, as_json: bool) -> None:

@@ -11,8 +11,8 @@ from not_fed.errors import InputError, NotFedError
 from not_fed.organ.data import Records
 from not_fed.organ.resume import Resume
 from not_fed.privacy.accounting import DpPlan
-from not_fed.privacy.ledger import Ledger
-from not_fed.privacy.reservation import Reservation
+from not_fed.privacy.ledger.ledger import Ledger
+from not_fed.privacy.ledger.reservation import Reservation
 
 
 class NobodyPays(InputError):

@@ -21,7 +21,7 @@ from not_fed.organ.resume import Kept
 from not_fed.organ.steps import SpanData
 from not_fed.organ.units import Unit, Units, micro_batches
 from not_fed.privacy.accounting import DpPlan, NoisedRelease
-from not_fed.privacy.audit import Probe
+from not_fed.privacy.audit.probe import Probe
 from not_fed.privacy.dp_sgd import noisy_gradient, require_bounded
 from not_fed.privacy.engines import COARSE_TOLERANCE, Engine, check_against_autograd
 from not_fed.privacy.randomness import RandomSource

@@ -19,8 +19,8 @@ from not_fed.errors import TrustError
 from not_fed.home import Home
 from not_fed.organ.data import Records
 from not_fed.privacy.accounting import DpPlan
-from not_fed.privacy.ledger import Ledger
-from not_fed.privacy.reservation import Reservation
+from not_fed.privacy.ledger.ledger import Ledger
+from not_fed.privacy.ledger.reservation import Reservation
 from not_fed.site.policy import PrivacyPolicy
 
 ORGANS = "organs"

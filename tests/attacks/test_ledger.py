@@ -21,13 +21,13 @@ import pytest
 
 from not_fed.cli import main as command
 from not_fed.errors import BudgetError, InputError, NotFedError, TrustError
-from not_fed.privacy import ledger_rows
-from not_fed.privacy.identity import KEY_FILE, LedgerKeyUnusable
-from not_fed.privacy.ledger import FILE, Ledger, LedgerMissing
-from not_fed.privacy.ledger_check import LedgerRolledBack
-from not_fed.privacy.ledger_rows import LedgerEdited
-from not_fed.privacy.ledger_scope import BudgetSpent, UnitsMixed
-from not_fed.privacy.reservation import ReservationOver
+from not_fed.privacy.ledger import rows as ledger_rows
+from not_fed.privacy.ledger.check import LedgerRolledBack
+from not_fed.privacy.ledger.identity import KEY_FILE, LedgerKeyUnusable
+from not_fed.privacy.ledger.ledger import FILE, Ledger, LedgerMissing
+from not_fed.privacy.ledger.reservation import ReservationOver
+from not_fed.privacy.ledger.rows import LedgerEdited
+from not_fed.privacy.ledger.scope import BudgetSpent, UnitsMixed
 from tests.support.ledgers import DELTA, budgeted, notes, plan, run
 
 FULL = plan(noise=0.99, steps=10)  # after it, no second one of its kind fits into 8

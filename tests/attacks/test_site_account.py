@@ -20,8 +20,8 @@ from not_fed.envelope.task import ProposedPrivacy
 from not_fed.organ import train as training
 from not_fed.organ.claims import plan_of, recompute
 from not_fed.organ.organ import read_organ
-from not_fed.privacy.ledger import Ledger
-from not_fed.privacy.reservation import Reservation
+from not_fed.privacy.ledger.ledger import Ledger
+from not_fed.privacy.ledger.reservation import Reservation
 from not_fed.simulation import Prepared
 from not_fed.simulation.prepare import to_toml
 from not_fed.site import making

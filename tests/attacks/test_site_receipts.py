@@ -18,7 +18,7 @@ from not_fed import canonical
 from not_fed.coordinator.state import CoordinatorState
 from not_fed.envelope.receipt import Receipt, sign_receipt, verify_receipt
 from not_fed.home import Home
-from not_fed.privacy.ledger import Ledger
+from not_fed.privacy.ledger.ledger import Ledger
 from not_fed.simulation import Prepared, run
 from tests.support.federation import PRIVACY, a_task, ask, refusal, signed, tiny_prepared
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from not_fed.cli import main as command
-from not_fed.privacy.ledger import Ledger
+from not_fed.privacy.ledger.ledger import Ledger
 from tests.support.ledgers import notes, run
 
 ROOT = Path(__file__).parents[2]

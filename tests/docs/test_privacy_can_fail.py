@@ -150,23 +150,24 @@ BREAKS = {
         STEPS + "test_a_run_that_dies_goes_on_under_its_reservation_and_pays_for_what_it_repeats[reserved-0]",
         "assert"),
     "a budget that stops nobody": Break(
-        "privacy/cap.py", "return renyi_divergence(merged(others, planned, repeats), order=self.order) <= self.bound",
-        "return True", LEDGER + "test_what_does_not_fit_is_refused_with_what_would", "DID NOT RAISE"),
+        "privacy/ledger/cap.py",
+        "return renyi_divergence(merged(others, planned, repeats), order=self.order) <= self.bound", "return True", 
+        LEDGER + "test_what_does_not_fit_is_refused_with_what_would", "DID NOT RAISE"),
     "runs that came before are not counted": Break(
-        "privacy/cap.py", "renyi_divergence(merged(others, planned, repeats), order=self.order)",
+        "privacy/ledger/cap.py", "renyi_divergence(merged(others, planned, repeats), order=self.order)",
         "renyi_divergence(merged(planned, repeats), order=self.order)",
         LEDGER + "test_what_does_not_fit_is_refused_with_what_would", "assert"),
     "a reservation is not written down": Break(
-        "privacy/ledger.py", "        row = append(\n            database, \"reserve\",",
+        "privacy/ledger/ledger.py", "        row = append(\n            database, \"reserve\",",
         "        row = (lambda _, kind, **fields: Row(99, '', {**fields, 'kind': kind, 'time': ''}))(\n"
         "            database, \"reserve\",",
         LEDGER + "test_a_run_is_reserved_counted_and_committed", "FOREIGN KEY",
         more=("import SCHEMA, append,", "import SCHEMA, Row, append,")),
     "repeated steps are not charged": Break(
-        "privacy/reservation.py", "if missing > 0:", "if False:",
+        "privacy/ledger/reservation.py", "if missing > 0:", "if False:",
         LEDGER + "test_repeated_steps_are_charged_before_they_start", "assert"),
     "another file of the same records is another account": Break(
-        "privacy/ledger_scope.py", "sharing += [account] if counts and account.unit == unit else []",
+        "privacy/ledger/scope.py", "sharing += [account] if counts and account.unit == unit else []",
         "sharing += [account] if own is account else []",
         LEDGER + "test_shared_records_are_charged_and_disjoint_data_is_not", "assert"),
     "half the steps are accounted for": Break(

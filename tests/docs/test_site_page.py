@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from not_fed.privacy.ledger import LedgerMissing
-from not_fed.privacy.ledger_check import LedgerRolledBack
-from not_fed.privacy.ledger_scope import BudgetSpent
+from not_fed.privacy.ledger.check import LedgerRolledBack
+from not_fed.privacy.ledger.ledger import LedgerMissing
+from not_fed.privacy.ledger.scope import BudgetSpent
 from not_fed.site.policy import PrivacyPolicy, load_policy
 
 PAGE = (Path(__file__).parents[2] / "docs" / "site.md").read_text()

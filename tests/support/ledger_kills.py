@@ -18,11 +18,11 @@ from collections import Counter
 from contextlib import closing, suppress
 from pathlib import Path
 
-from not_fed.privacy.identity import DataIdentity
-from not_fed.privacy.ledger import FILE, Ledger
-from not_fed.privacy.ledger_book import read_book
-from not_fed.privacy.ledger_rows import STEPS, read_rows
-from not_fed.privacy.reservation import ReservationOver
+from not_fed.privacy.ledger.book import read_book
+from not_fed.privacy.ledger.identity import DataIdentity
+from not_fed.privacy.ledger.ledger import FILE, Ledger
+from not_fed.privacy.ledger.reservation import ReservationOver
+from not_fed.privacy.ledger.rows import STEPS, read_rows
 from tests.support.ledgers import notes, plan
 
 CHEAP = plan(noise=2000.0, rate=0.01, steps=4)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from not_fed.privacy.ledger import Ledger
-from not_fed.privacy.ledger_scope import BudgetSpent
+from not_fed.privacy.ledger.ledger import Ledger
+from not_fed.privacy.ledger.scope import BudgetSpent
 from tests.support.ledgers import plan
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from not_fed.privacy.accounting import DpPlan, Unit
-from not_fed.privacy.identity import DataIdentity
-from not_fed.privacy.ledger import Ledger
+from not_fed.privacy.ledger.identity import DataIdentity
+from not_fed.privacy.ledger.ledger import Ledger
 
 DELTA = 1e-5
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from not_fed.organ.charging import Charge, Reserved
 from not_fed.organ.data import Records
-from not_fed.privacy import ledger_book
 from not_fed.privacy.accounting import DpPlan
-from not_fed.privacy.ledger import FILE
-from not_fed.privacy.ledger_rows import STEPS, read_rows
+from not_fed.privacy.ledger import book as ledger_book
+from not_fed.privacy.ledger.ledger import FILE
+from not_fed.privacy.ledger.rows import STEPS, read_rows
 
 
 def charges(folder: Path) -> list[ledger_book.Charge]:

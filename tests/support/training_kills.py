@@ -31,9 +31,9 @@ from not_fed.organ.data import Records
 from not_fed.organ.organ import read_organ
 from not_fed.organ.train import TrainSettings, train
 from not_fed.privacy.accounting import DpPlan, NoisedRelease
-from not_fed.privacy.audit import Probe
-from not_fed.privacy.ledger import Ledger
-from not_fed.privacy.ledger_rows import STEPS
+from not_fed.privacy.audit.probe import Probe
+from not_fed.privacy.ledger.ledger import Ledger
+from not_fed.privacy.ledger.rows import STEPS
 from not_fed.privacy.release import Released, release_mean_loss
 from tests.support.folders import records
 from tests.support.spending import Watched, charged, charges, started

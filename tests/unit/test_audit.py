@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from not_fed.envelope.passport import AuditResult
-from not_fed.privacy import audit as audit_module
 from not_fed.privacy.accounting import DpPlan
-from not_fed.privacy.audit import METHOD, METHOD_WITHOUT_ROOM, AuditAlarm, Probe
+from not_fed.privacy.audit import probe as audit_module
+from not_fed.privacy.audit.probe import METHOD, METHOD_WITHOUT_ROOM, AuditAlarm, Probe
 from not_fed.privacy.dp_sgd import noisy_gradient
 from not_fed.privacy.randomness import OperatingSystem
 from tests.support.seeded import Seeded

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from not_fed.privacy.audit_bounds import (
+from not_fed.privacy.audit.bounds import (
     CONFIDENCE,
     Guesses,
     bounds_of,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from not_fed.privacy.audit_bounds import Guesses, guess, plans_of_guesses
-from not_fed.privacy.audit_law import expect, law_of, least_noise_ratio, score, typical_bounds
+from not_fed.privacy.audit.bounds import Guesses, guess, plans_of_guesses
+from not_fed.privacy.audit.law import expect, law_of, least_noise_ratio, score, typical_bounds
 
 SETTINGS = [(0.2, 1.345, 10), (0.2, 0.771, 10), (1.0, 2.0, 1), (0.5, 3.0, 2), (0.02, 0.6, 60), (1.0, 9.0, 30)]
 CANARIES = 2000

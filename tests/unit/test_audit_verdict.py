@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from not_fed.privacy.accounting import DpPlan
-from not_fed.privacy.audit import AuditAlarm, Probe
-from not_fed.privacy.audit_verdict import Recorded, foresee, judge
+from not_fed.privacy.audit.probe import AuditAlarm, Probe
+from not_fed.privacy.audit.verdict import Recorded, foresee, judge
 from not_fed.privacy.dp_sgd import noisy_gradient
 from not_fed.privacy.randomness import OperatingSystem
 

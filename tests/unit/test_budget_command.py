@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from not_fed.cli import main as command
-from not_fed.privacy.ledger import Ledger
+from not_fed.privacy.ledger.ledger import Ledger
 from tests.support.ledgers import notes, plan, run
 
 Ask = Callable[..., tuple[int, str, str]]

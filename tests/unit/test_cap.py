@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from not_fed.privacy.accounting import DpPlan, mechanisms_of, plan_dp
-from not_fed.privacy.cap import Cap, what_fits
+from not_fed.privacy.ledger.cap import Cap, what_fits
 from not_fed.privacy.mechanisms import Mechanisms, merged, pld_epsilon
 from not_fed.privacy.renyi import epsilon_from, renyi_divergence
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from not_fed.privacy.identity import KEY_FILE, HashKey, LedgerKeyUnusable
+from not_fed.privacy.ledger.identity import KEY_FILE, HashKey, LedgerKeyUnusable
 
 
 @pytest.fixture

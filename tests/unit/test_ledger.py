@@ -13,9 +13,9 @@ import pytest
 
 from not_fed.errors import InputError
 from not_fed.privacy.accounting import BadPlan, NoisedRelease, WeakEpsilon, compose
-from not_fed.privacy.ledger import FOLDER, Ledger, LedgerMissing, ReservationChanged, ledger_folder
-from not_fed.privacy.ledger_scope import BudgetSpent, DeltaDiffers, UnitsMixed
-from not_fed.privacy.reservation import ReservationOver, StepsStarted
+from not_fed.privacy.ledger.ledger import FOLDER, Ledger, LedgerMissing, ReservationChanged, ledger_folder
+from not_fed.privacy.ledger.reservation import ReservationOver, StepsStarted
+from not_fed.privacy.ledger.scope import BudgetSpent, DeltaDiffers, UnitsMixed
 from tests.support.ledgers import DELTA, budgeted, notes, plan, run
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from not_fed.privacy.accounting import DpPlan, NoisedRelease
-from not_fed.privacy.ledger_book import plan_fields, plan_from
+from not_fed.privacy.ledger.book import plan_fields, plan_from
 
 
 @given(

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from not_fed.privacy.accounting import mechanisms_of
-from not_fed.privacy.cap import Cap
-from not_fed.privacy.ledger import Ledger
-from not_fed.privacy.ledger_rows import STEPS
-from not_fed.privacy.ledger_scope import DEFAULT_EPSILON
+from not_fed.privacy.ledger.cap import Cap
+from not_fed.privacy.ledger.ledger import Ledger
+from not_fed.privacy.ledger.rows import STEPS
+from not_fed.privacy.ledger.scope import DEFAULT_EPSILON
 from not_fed.privacy.renyi import renyi_divergence
 from tests.support.ledgers import DELTA, notes, plan
 

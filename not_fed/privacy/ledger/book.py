@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from not_fed.errors import NotFedError
 from not_fed.privacy.accounting import DpPlan, NoisedRelease, Unit, mechanisms_of, repeats_of
-from not_fed.privacy.cap import Cap
-from not_fed.privacy.ledger_rows import STEPS, Row, edited
+from not_fed.privacy.ledger.cap import Cap
+from not_fed.privacy.ledger.rows import STEPS, Row, edited
 from not_fed.privacy.mechanisms import Mechanisms, merged
 
 _NOISE_DIGITS, _RATE_DIGITS = Decimal("1e-9"), Decimal("1e-12")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from scipy.stats import beta, binom, chi2
 
-from not_fed.privacy.audit_bounds import Bounds, Guesses, bounds_of, plans_of_guesses
+from not_fed.privacy.audit.bounds import Bounds, Guesses, bounds_of, plans_of_guesses
 
 CELLS = 2**17
 REACH = 9.0  # standard deviations of noise in one step; beyond lies less than 1e-18

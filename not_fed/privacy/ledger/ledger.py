@@ -17,14 +17,14 @@ from pathlib import Path
 
 from not_fed.errors import BudgetError, InputError, TrustError
 from not_fed.privacy.accounting import WEAKEST_EPSILON, DpPlan, Unit, WeakEpsilon, require_number
-from not_fed.privacy.cap import Cap
-from not_fed.privacy.identity import KEY_FILE, DataIdentity, HashKey, wrong_key
-from not_fed.privacy.ledger_book import Account, Book, Charge, plan_fields, plan_from, read_account, read_book
-from not_fed.privacy.ledger_check import check_counters, check_heads, check_members
-from not_fed.privacy.ledger_rows import SCHEMA, append, newest_head, read_rows
-from not_fed.privacy.ledger_scope import DEFAULT_EPSILON, Scope, scope_of
-from not_fed.privacy.reservation import Reservation, ReservationOver
-from not_fed.privacy.statement import Cost, Entry, Standing, cost_of, history_of, standing_of
+from not_fed.privacy.ledger.book import Account, Book, Charge, plan_fields, plan_from, read_account, read_book
+from not_fed.privacy.ledger.cap import Cap
+from not_fed.privacy.ledger.check import check_counters, check_heads, check_members
+from not_fed.privacy.ledger.identity import KEY_FILE, DataIdentity, HashKey, wrong_key
+from not_fed.privacy.ledger.reservation import Reservation, ReservationOver
+from not_fed.privacy.ledger.rows import SCHEMA, append, newest_head, read_rows
+from not_fed.privacy.ledger.scope import DEFAULT_EPSILON, Scope, scope_of
+from not_fed.privacy.ledger.statement import Cost, Entry, Standing, cost_of, history_of, standing_of
 from not_fed.store import Store
 
 FILE = "ledger.db"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from not_fed.privacy.accounting import DpPlan
-from not_fed.privacy.audit_bounds import Bounds
-from not_fed.privacy.audit_law import (
+from not_fed.privacy.audit.bounds import Bounds
+from not_fed.privacy.audit.law import (
     FALSE_ALARM,
     Expected,
     Law,

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from not_fed.errors import BudgetError
 from not_fed.privacy.accounting import DpPlan, repeats_of
-from not_fed.privacy.ledger_book import Charge, read_book
-from not_fed.privacy.ledger_rows import STEPS, append, newest_head, read_rows
-from not_fed.privacy.ledger_scope import BudgetSpent, scope_of
+from not_fed.privacy.ledger.book import Charge, read_book
+from not_fed.privacy.ledger.rows import STEPS, append, newest_head, read_rows
+from not_fed.privacy.ledger.scope import BudgetSpent, scope_of
 from not_fed.privacy.mechanisms import Mechanisms, merged
 from not_fed.store import Store
 

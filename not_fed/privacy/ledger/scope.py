@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from not_fed.errors import BudgetError
 from not_fed.privacy.accounting import WEAKEST_EPSILON, DpPlan, Epsilon, Unit
-from not_fed.privacy.cap import Cap, what_fits
-from not_fed.privacy.identity import RECORD, DataIdentity
-from not_fed.privacy.ledger_book import Account, Book, Charge, mechanisms_of_charges
+from not_fed.privacy.ledger.book import Account, Book, Charge, mechanisms_of_charges
+from not_fed.privacy.ledger.cap import Cap, what_fits
+from not_fed.privacy.ledger.identity import RECORD, DataIdentity
 from not_fed.privacy.mechanisms import Mechanisms, pld_epsilon
 from not_fed.privacy.renyi import epsilon_from, renyi_divergence
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from not_fed.privacy.accounting import DpPlan, Epsilon, Unit, mechanisms_of
-from not_fed.privacy.cap import Cap, Fits, what_fits
-from not_fed.privacy.ledger_book import Charge
-from not_fed.privacy.ledger_scope import RELATIONS, Scope
+from not_fed.privacy.ledger.book import Charge
+from not_fed.privacy.ledger.cap import Cap, Fits, what_fits
+from not_fed.privacy.ledger.scope import RELATIONS, Scope
 from not_fed.privacy.mechanisms import Mechanisms, merged, pld_epsilon
 from not_fed.privacy.renyi import epsilon_from, renyi_divergence, renyi_epsilon
 

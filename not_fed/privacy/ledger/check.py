@@ -6,9 +6,9 @@ import sqlite3
 from collections.abc import Iterable
 
 from not_fed.errors import TrustError
-from not_fed.privacy.identity import fingerprint_of
-from not_fed.privacy.ledger_book import Book
-from not_fed.privacy.ledger_rows import Row, edited
+from not_fed.privacy.ledger.book import Book
+from not_fed.privacy.ledger.identity import fingerprint_of
+from not_fed.privacy.ledger.rows import Row, edited
 
 
 class LedgerRolledBack(TrustError):

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from not_fed.errors import BudgetError
 from not_fed.privacy.accounting import DpPlan
-from not_fed.privacy.audit_bounds import CONFIDENCE, Bounds, Guesses, bounds_of, guess
-from not_fed.privacy.audit_law import FALSE_ALARM, Expected, expect, least_noise_ratio, score
+from not_fed.privacy.audit.bounds import CONFIDENCE, Bounds, Guesses, bounds_of, guess
+from not_fed.privacy.audit.law import FALSE_ALARM, Expected, expect, least_noise_ratio, score
 from not_fed.privacy.dp_sgd import clip_factor
 from not_fed.privacy.randomness import RandomSource, keystream
 from not_fed.privacy.sampling import poisson_subset
