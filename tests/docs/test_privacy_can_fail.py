@@ -151,7 +151,7 @@ BREAKS = {
         "assert"),
     "a budget that stops nobody": Break(
         "privacy/ledger/cap.py",
-        "return renyi_divergence(merged(others, planned, repeats), order=self.order) <= self.bound", "return True", 
+        "return renyi_divergence(merged(others, planned, repeats), order=self.order) <= self.bound", "return True",
         LEDGER + "test_what_does_not_fit_is_refused_with_what_would", "DID NOT RAISE"),
     "runs that came before are not counted": Break(
         "privacy/ledger/cap.py", "renyi_divergence(merged(others, planned, repeats), order=self.order)",
