@@ -45,9 +45,7 @@ def _span(build: Build, unit: str, precision: str) -> TinySpan:
 
 @pytest.mark.parametrize("unit", ["record", "person"])
 @pytest.mark.parametrize("build", FAMILIES, ids=lambda build: build.__name__)
-@settings(
-    max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
-)  # shrinking takes minutes
+@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # shrinking is slow
 @given(data=st.data())
 def test_removing_any_unit_moves_the_sum_by_at_most_the_clip(build: Build, unit: str, data: st.DataObject) -> None:
     """Through real forward and backward passes, however losses are scaled and the sample is cut into micro-batches."""

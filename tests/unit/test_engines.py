@@ -299,13 +299,36 @@ class Odd(nn.Module):
         return result.square().sum(dim=(1, 2))
 
 
-@pytest.mark.parametrize("how", ["twice", "never", "unused", "overwritten", "one row for all", "keyword"])
-def test_a_module_used_in_an_odd_way_is_refused(how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "got"),
+    [
+        ("twice", "more than once"),
+        ("never", "not run"),
+        ("unused", "does not depend on it"),
+        ("overwritten", "overwritten"),
+        ("one row for all", "1 rows"),
+        ("keyword", "other than one tensor"),
+    ],
+)
+def test_a_module_used_in_an_odd_way_is_refused(how: str, got: str) -> None:
     layer = Odd(how).eval()
     engine = BookKeeping([layer])
-    with pytest.raises(UnknownModule, match="layer module 0"):
+    with pytest.raises(UnknownModule, match=f"layer module 0.*{got}"):
         engine.clip_into(engine.zero_sums(), losses=layer.losses, units=2, max_grad_norm=1.0)
     assert all(weight.requires_grad for weight in engine.parameters.values())
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    layer = Odd("behind").eval()
+    engine = BookKeeping([layer])
+
+    def losses(units: Sequence[int]) -> Tensor:
+        each = layer.losses(units)
+        torch.autograd.backward(each.sum(), retain_graph=True)
+        return each
+
+    with pytest.raises(UnknownModule, match="more than one backward"):
+        engine.clip_into(engine.zero_sums(), losses=losses, units=2, max_grad_norm=1.0)
 
 
 @pytest.mark.parametrize("how", ["twice", "never", "unused", "behind"])
