@@ -76,7 +76,7 @@ def bench_speed(kinds: Sequence[Kind], *, repeats: int, progress: Progress = sil
     """Measure every route on every model.
 
     Args:
-        repeats: turns, after one to warm up.
+        repeats: turns, after the one that compares the sums.
     Returns:
         a JSON object: machine, and a row for each model and route; `error` where a route cannot run.
     """
@@ -96,7 +96,7 @@ def bench_speed(kinds: Sequence[Kind], *, repeats: int, progress: Progress = sil
 
 def _rows_of(kind: Kind, *, repeats: int, progress: Progress, place: tuple[int, int]) -> list[dict[str, Any]]:
     what = f"{kind.title}, {place[0]} of {place[1]}"
-    timings = _time(kind, repeats=repeats, progress=lambda done: progress(what, done=done, total=repeats + 1))
+    timings = _time(kind, repeats=repeats, progress=lambda done: progress(what, done=done, total=repeats))
     rows = []
     for name in ROUTES:
         row: dict[str, Any] = {"model": kind.name, "span": str(kind.span), "route": name}
@@ -125,11 +125,9 @@ def _time(kind: Kind, *, repeats: int, progress: Callable[[int], None]) -> Timin
     pieces: dict[str, Callable[[], object]] = {name: _once(route, subject) for name, route in routes.items()}
     pieces |= {"noise": functools.partial(_noise, subject), "optimiser": optimiser(subject)}
     turns: dict[str, list[Turn]] = {name: [] for name in pieces}
-    for number in range(repeats + 1):
+    for number in range(repeats):
         for name, work in pieces.items():
-            found = timed(work)
-            if number:
-                turns[name].append(found)
+            turns[name].append(timed(work))
         progress(number + 1)
     return Timings(turns=turns, errors=errors, differences=differences)
 

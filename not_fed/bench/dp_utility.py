@@ -91,13 +91,13 @@ LARGE = Setting(
 SIDE_BY_SIDE = Setting(
     name="side by side",
     sample_rate=0.04,
-    steps=6,
+    steps=4,
     epsilons=(None, 8.0, 3.0, 1.0),
     anchor=3.0,
     methods={
-        "organ": Rates(private=(4e-3, 8e-3), plain=(2e-3, 4e-3)),
-        "lora": Rates(private=(1e-2, 2e-2), plain=(4e-3, 8e-3)),
-        "full": Rates(private=(5e-4, 1e-3), plain=(3e-4, 6e-4)),
+        "organ": Rates(private=(1.6e-2, 3.2e-2), plain=(2e-3, 4e-3)),
+        "lora": Rates(private=(1e-2, 2e-2), plain=(5e-3, 1e-2)),
+        "full": Rates(private=(1e-3, 2e-3), plain=(5e-4, 1e-3)),
     },
 )
 FULL = Size(records=1500, held_out=200, seeds=(0, 1, 2), settings=(SIDE_BY_SIDE, LARGE))

@@ -133,7 +133,7 @@ def _dp_speed(*, quick: bool, base: str, out: Path | None, as_json: bool) -> Non
 
     with shown() as progress:
         folder = find_base(base, progress=progress).folder
-        result = bench_speed(kinds(folder), repeats=2 if quick else 7, progress=progress)
+        result = bench_speed(kinds(folder), repeats=2 if quick else 5, progress=progress)
     if out is not None:
         files.write_atomic(out, json.dumps(result, indent=1).encode() + b"\n", overwrite=True, mode=0o644)
     sys.stdout.write((json.dumps(result) if as_json else table(result)) + "\n")
