@@ -18,10 +18,10 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from not_fed.bench.dp_subjects import Subject
-from not_fed.privacy.book_keeping import BookKeeping
 from not_fed.privacy.dp_sgd import clip_factor
-from not_fed.privacy.per_record import PerRecordLoop
-from not_fed.privacy.trainable import find_owners
+from not_fed.privacy.engine.book_keeping import BookKeeping
+from not_fed.privacy.engine.per_record import PerRecordLoop
+from not_fed.privacy.engine.trainable import find_owners
 
 CLIP = 1.0
 Sums = dict[str, Tensor]

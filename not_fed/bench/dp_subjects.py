@@ -14,7 +14,7 @@ from not_fed.organ.anatomy import FAMILIES, Span
 from not_fed.organ.checkpoint import open_base
 from not_fed.organ.layout import Layout
 from not_fed.organ.split import SplitModel, load_split
-from not_fed.privacy.trainable import find_owners
+from not_fed.privacy.engine.trainable import find_owners
 
 RECORDS, TOKENS = 16, 64  # of a micro-batch
 

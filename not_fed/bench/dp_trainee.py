@@ -28,8 +28,8 @@ from not_fed.organ.prefix import PrefixCache, TokenisedRecords, compute_prefix, 
 from not_fed.organ.split import SplitModel, load_split, load_tokenizer
 from not_fed.organ.units import micro_batches
 from not_fed.privacy.accounting import DpPlan
-from not_fed.privacy.book_keeping import BookKeeping
 from not_fed.privacy.dp_sgd import noisy_gradient
+from not_fed.privacy.engine.book_keeping import BookKeeping
 from not_fed.privacy.randomness import OperatingSystem
 from not_fed.privacy.sampling import poisson_subset
 

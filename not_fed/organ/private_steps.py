@@ -23,7 +23,7 @@ from not_fed.organ.units import Unit, Units, micro_batches
 from not_fed.privacy.accounting import DpPlan, NoisedRelease
 from not_fed.privacy.audit.probe import Probe
 from not_fed.privacy.dp_sgd import noisy_gradient, require_bounded
-from not_fed.privacy.engines import COARSE_TOLERANCE, Engine, check_against_autograd
+from not_fed.privacy.engine.engine import COARSE_TOLERANCE, Engine, check_against_autograd
 from not_fed.privacy.randomness import RandomSource
 from not_fed.privacy.release import UNITS, Released, release_mean_loss, release_units
 

@@ -36,7 +36,7 @@ from not_fed.organ.steps import BETAS, PlainSteps, SpanData, falling_rate, plan_
 from not_fed.organ.units import require_unit
 from not_fed.organ.writing import write_safetensors
 from not_fed.privacy.accounting import DpPlan
-from not_fed.privacy.engines import Wanted, choose_engine
+from not_fed.privacy.engine.engine import Wanted, choose_engine
 from not_fed.privacy.randomness import OperatingSystem, RandomSource
 from not_fed.progress import Progress, silent
 
@@ -79,7 +79,7 @@ class TrainSettings:
             unit's gradient vary with its company in a micro-batch, by up to 0.5 % of the clip (float32: 5e-7), which
             no epsilon accounts for: choose it for a private run knowingly; the manifest names it.
         dp: the plan of a private run, or None.
-        engine: how a private run clips: "auto", or by name; see `not_fed.privacy.engines`.
+        engine: how a private run clips: "auto", or by name; see `not_fed.privacy.engine.engine`.
         declared_units: by what the plan's releases are divided: a public number, never counted from the records.
     """
 

@@ -1,6 +1,6 @@
 """The parts of a DP-SGD step that every engine shares: clip each unit's gradient, add noise once to the sum, divide.
 
-A unit is what neighbouring data sets differ by: a record, or a person with several. The engines (`engines`) find each
+A unit is what neighbouring data sets differ by: a record, or a person with several. The engines (`engine`) find each
 unit's gradient; the factor that clips it and the noise come from here, and from nowhere else.
 """
 

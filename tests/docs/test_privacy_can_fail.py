@@ -79,7 +79,7 @@ BREAKS = {
         "privacy/dp_sgd.py", "    return factors.where(exact.isfinite(), 0.0)\n",
         "    globals().update(SUM_MARGIN=1e9)\n    return torch.ones_like(exact)\n", AUDITED),
     "clip per batch": Break(
-        "privacy/book_keeping.py", "factors = clip_factor(_norms(traces), max_grad_norm=max_grad_norm)",
+        "privacy/engine/book_keeping.py", "factors = clip_factor(_norms(traces), max_grad_norm=max_grad_norm)",
         "factors = clip_factor(_norms(traces).norm().expand(units), max_grad_norm=max_grad_norm)", AUDITED,
         "SentinelDisagrees"),
     "a record counted twice": Break(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from not_fed.privacy.engines import Engine, Losses
+from not_fed.privacy.engine.engine import Engine, Losses
 
 RECORDS = (9, 4, 7, 2, 6)
 PEOPLE = (9, 4, 7, 0, 6, 2, 8, 8, 3, 0)  # two rows a person; 0 is a row that fills up, without a loss

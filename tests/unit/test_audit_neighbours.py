@@ -24,7 +24,7 @@ from not_fed.organ.data import Records
 from not_fed.organ.train import Speed, TrainSettings, train
 from not_fed.privacy.accounting import DpPlan
 from not_fed.privacy.audit.probe import Probe
-from not_fed.privacy.engines import Wanted
+from not_fed.privacy.engine.engine import Wanted
 from tests.support import tiny
 from tests.support.folders import records, save_base
 

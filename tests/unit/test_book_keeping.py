@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
-from not_fed.privacy import experts, matrices, traces
-from not_fed.privacy.book_keeping import BookKeeping
-from not_fed.privacy.experts import Groups
-from not_fed.privacy.matrices import gram_is_cheaper
+from not_fed.privacy.engine import experts, matrices, traces
+from not_fed.privacy.engine.book_keeping import BookKeeping
+from not_fed.privacy.engine.experts import Groups
+from not_fed.privacy.engine.matrices import gram_is_cheaper
 from tests.support.spans import TinySpan, flat
 from tests.support.tiny import tiny_gpt2, tiny_gpt_oss, tiny_llama, tiny_mistral, tiny_qwen2, tiny_qwen3
 

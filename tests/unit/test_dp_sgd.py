@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from not_fed.privacy.accounting import DpPlan
-from not_fed.privacy.book_keeping import BookKeeping
 from not_fed.privacy.dp_sgd import BadClip, ClipExceeded, clip_factor, noisy_gradient, require_bounded, zero_sums
+from not_fed.privacy.engine.book_keeping import BookKeeping
 from not_fed.privacy.randomness import OperatingSystem
 from not_fed.privacy.sampling import poisson_subset
 from tests.support.seeded import Seeded

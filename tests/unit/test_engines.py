@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from not_fed.errors import FitError
-from not_fed.privacy.book_keeping import BookKeeping
-from not_fed.privacy.engines import (
+from not_fed.privacy.engine.book_keeping import BookKeeping
+from not_fed.privacy.engine.engine import (
     COARSE_TOLERANCE,
     Engine,
     SentinelDisagrees,
@@ -22,11 +22,11 @@ from not_fed.privacy.engines import (
     check_against_autograd,
     choose_engine,
 )
-from not_fed.privacy.experts import ExpertsTrace, SinksTrace
-from not_fed.privacy.opacus_hooks import OpacusHooks
-from not_fed.privacy.per_record import PerRecordLoop
-from not_fed.privacy.traces import MatrixTrace, NormTrace
-from not_fed.privacy.trainable import CannotClip, SpanInTraining, UnknownModule
+from not_fed.privacy.engine.experts import ExpertsTrace, SinksTrace
+from not_fed.privacy.engine.opacus_hooks import OpacusHooks
+from not_fed.privacy.engine.per_record import PerRecordLoop
+from not_fed.privacy.engine.traces import MatrixTrace, NormTrace
+from not_fed.privacy.engine.trainable import CannotClip, SpanInTraining, UnknownModule
 from tests.support.spans import TinySpan, flat
 from tests.support.tiny import tiny_gpt2, tiny_gpt_oss, tiny_llama, tiny_mistral, tiny_qwen2, tiny_qwen3
 

@@ -27,12 +27,12 @@ from not_fed.organ.train import Speed, Trained, TrainSettings, train
 from not_fed.organ.units import NoPeople, UnitUnderstates
 from not_fed.privacy.accounting import DpPlan, NoisedRelease
 from not_fed.privacy.audit.probe import AuditAlarm
-from not_fed.privacy.book_keeping import BookKeeping
 from not_fed.privacy.dp_sgd import noisy_gradient
-from not_fed.privacy.engines import SentinelDisagrees
+from not_fed.privacy.engine.book_keeping import BookKeeping
+from not_fed.privacy.engine.engine import SentinelDisagrees
+from not_fed.privacy.engine.trainable import Losses
 from not_fed.privacy.ledger.ledger import Ledger
 from not_fed.privacy.ledger.scope import BudgetSpent
-from not_fed.privacy.trainable import Losses
 from not_fed.progress import Progress, silent
 from tests.support import tiny
 from tests.support.folders import records, save_base

@@ -17,8 +17,16 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from not_fed.privacy.dp_sgd import clip_factor, zero_sums
-from not_fed.privacy.matrices import exact, squares
-from not_fed.privacy.trainable import Losses, Owner, UnknownModule, describe, find_owners, require_eval, total_loss
+from not_fed.privacy.engine.matrices import exact, squares
+from not_fed.privacy.engine.trainable import (
+    Losses,
+    Owner,
+    UnknownModule,
+    describe,
+    find_owners,
+    require_eval,
+    total_loss,
+)
 
 
 class OpacusHooks:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from not_fed.errors import FitError
-from not_fed.privacy.book_keeping import BookKeeping
 from not_fed.privacy.dp_sgd import clip_factor, l2_norm
-from not_fed.privacy.per_record import PerRecordLoop, plain_gradient
-from not_fed.privacy.trainable import CannotClip, UnknownModule, total_loss
-from not_fed.privacy.trainable import Losses as Losses
+from not_fed.privacy.engine.book_keeping import BookKeeping
+from not_fed.privacy.engine.per_record import PerRecordLoop, plain_gradient
+from not_fed.privacy.engine.trainable import CannotClip, UnknownModule, total_loss
+from not_fed.privacy.engine.trainable import Losses as Losses
 
 Wanted = Literal["auto", "book-keeping", "loop", "opacus"]
 
@@ -79,7 +79,7 @@ def choose_engine(layers: Sequence[nn.Module], *, wanted: Wanted = "auto", warn:
     if wanted == "loop":
         return PerRecordLoop(layers)
     if wanted == "opacus":
-        from not_fed.privacy.opacus_hooks import OpacusHooks  # slow to import, and rarely asked for
+        from not_fed.privacy.engine.opacus_hooks import OpacusHooks  # slow to import, and rarely asked for
 
         return OpacusHooks(layers)
     try:

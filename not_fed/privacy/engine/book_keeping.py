@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from not_fed.privacy.dp_sgd import clip_factor, zero_sums
-from not_fed.privacy.experts import ExpertsTrace, SinksTrace, check_experts, check_sinks
-from not_fed.privacy.traces import Inputs, MatrixTrace, NormTrace, Rule, Trace, neutral_weight, unknown
-from not_fed.privacy.trainable import Losses, Owner, find_owners, require_eval, total_loss
+from not_fed.privacy.engine.experts import ExpertsTrace, SinksTrace, check_experts, check_sinks
+from not_fed.privacy.engine.traces import Inputs, MatrixTrace, NormTrace, Rule, Trace, neutral_weight, unknown
+from not_fed.privacy.engine.trainable import Losses, Owner, find_owners, require_eval, total_loss
 
 
 class BookKeeping:

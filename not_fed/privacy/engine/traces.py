@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
-from not_fed.privacy.matrices import (
+from not_fed.privacy.engine.matrices import (
     Seen,
     as_column,
     by_unit,
@@ -25,7 +25,7 @@ from not_fed.privacy.matrices import (
     squares,
     weighted,
 )
-from not_fed.privacy.trainable import Owner, UnknownModule, describe
+from not_fed.privacy.engine.trainable import Owner, UnknownModule, describe
 
 
 class Inputs:

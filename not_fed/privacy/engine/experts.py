@@ -8,7 +8,7 @@ squared norm over all experts is the sum over its groups.
 Sinks. They are one logit per head, read by the attention module itself. While the engine looks, the module finds one
 copy of them per row of the batch instead.
 
-That both are what the modules themselves do, the sentinel of `engines` checks on every run.
+That both are what the modules themselves do, the sentinel of `engine` checks on every run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from not_fed.privacy.matrices import (
+from not_fed.privacy.engine.matrices import (
     by_unit,
     exact,
     gram,
@@ -30,8 +30,8 @@ from not_fed.privacy.matrices import (
     squares,
     weighted,
 )
-from not_fed.privacy.traces import Inputs, misused, scale, unknown
-from not_fed.privacy.trainable import Owner
+from not_fed.privacy.engine.traces import Inputs, misused, scale, unknown
+from not_fed.privacy.engine.trainable import Owner
 
 MATRICES = (("gate_up_proj", "gate_up_proj_bias"), ("down_proj", "down_proj_bias"))
 

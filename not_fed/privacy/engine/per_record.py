@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from not_fed.privacy.dp_sgd import clip_factor, l2_norm, zero_sums
-from not_fed.privacy.trainable import Losses, find_owners, require_eval, total_loss
+from not_fed.privacy.engine.trainable import Losses, find_owners, require_eval, total_loss
 
 
 class PerRecordLoop:
