@@ -17,6 +17,7 @@ from not_fed.cli import (
     budget,
     demo,
     envelope,
+    evaluate,
     federation,
     intake,
     keys,
@@ -37,7 +38,8 @@ app = typer.Typer(
     add_completion=True,
     help="Federated training of neural organs: records stay home, a sealed organ travels.",
 )
-for group in (demo, federation, organ, envelope, intake, keys, roster, recall, log, budget, bench, audit, attack):
+groups = (demo, federation, organ, evaluate, envelope, intake, keys, roster, recall, log, budget, audit, attack, bench)
+for group in groups:
     group.register(app)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from not_fed.cli.options import BaseOption, Device, SpanOption, TextField, device_of
+from not_fed.cli.options import BaseOption, SpanOption
 from not_fed.cli.output import AsJson, show
 from not_fed.cli.progress import shown
 from not_fed.cli.train import train_command
@@ -30,7 +29,6 @@ def register(app: typer.Typer) -> None:
     app.command("train")(train_command)
     app.command("show")(show_command)
     app.command("transplant")(transplant_command)
-    app.command("evaluate")(evaluate_command)
 
 
 def extract_command(
@@ -116,46 +114,6 @@ def transplant_command(
             ),
             ("replaced", f"{len(plan.tensors)} tensors in {len(plan.touched)} of the base's files"),
             ("out", "dry run: nothing was written" if dry_run else str(out)),
-        ],
-    )
-
-
-def evaluate_command(
-    base: Annotated[str, typer.Argument(help="Model folder, hub id, or smollm2-135m.")],
-    data: Annotated[Path, typer.Option("--data", help="Held-out records.")],
-    organ: Annotated[
-        Path | None, typer.Option("--organ", help="Evaluate with this organ in place, without writing a model.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longer records are cut.")] = 512,
-    text_field: TextField = "text",
-    device: Device = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """Token-weighted perplexity on held-out records, with its 95 % bootstrap interval over records."""
-    from not_fed.organ.anatomy import Span
-    from not_fed.organ.data import read_records
-    from not_fed.organ.evaluate import Evaluator
-    from not_fed.organ.organ import read_organ
-    from not_fed.resources.bases import find_base
-
-    records = read_records(data, text_field=text_field)
-    with shown() as progress:
-        found = find_base(base, progress=progress)
-        span = Span(0, 1) if organ is None else read_organ(organ).span
-        evaluator = Evaluator(
-            found, records=records, span=span, max_tokens=max_tokens, device=device_of(device), progress=progress
-        )
-        measured = evaluator.perplexity(organ)
-    facts = {name: value for name, value in asdict(measured).items() if name != "value"}
-    show(
-        {"schema": "not-fed/evaluated/1", "perplexity": measured.value, **facts},
-        as_json=as_json,
-        lines=[
-            ("perplexity", f"{measured.value:.2f}  (95 % interval {measured.ci_low:.2f} to {measured.ci_high:.2f})"),
-            (
-                "measured on",
-                f"{measured.records:,} records, {measured.tokens:,} predicted tokens, {measured.seconds:.1f} s",
-            ),
         ],
     )
 

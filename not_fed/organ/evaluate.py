@@ -109,6 +109,12 @@ class Evaluator:
             FitError: the organ does not fit the base at this span.
         """
         started = time.monotonic()
+        self.put_in(organ)
+        losses, tokens = self.record_losses()
+        return perplexity_of(losses, tokens, seconds=time.monotonic() - started)
+
+    def put_in(self, organ: Path | None) -> None:
+        """Put an organ into the span, or the base's own layers back; raises FitError."""
         if organ is None:
             with torch.no_grad():
                 for name, parameter in self._model.parameters().items():
@@ -116,11 +122,23 @@ class Evaluator:
         else:
             check_fit(read_organ(organ), base=self._base, at=self._model.span.start)
             self._model.load_organ(organ)
-        losses, tokens = self.record_losses()
-        return perplexity_of(losses, tokens, seconds=time.monotonic() - started)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Predicted tokens of each record, those without any too."""
+        return self._lengths
+
+    def mean_losses(self) -> NDArray[np.float64]:
+        """Mean token loss of every record with what is now in the span, nats; 0 where nothing is predicted."""
+        means: NDArray[np.float64] = self._loss_sums() / np.maximum(np.array(self._lengths), 1)
+        return means
 
     def record_losses(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Summed loss and predicted tokens of every record that has any, with what is now in the span."""
+        tokens = np.array(self._lengths, dtype=np.int64)
+        return self._loss_sums()[tokens > 0], tokens[tokens > 0]
+
+    def _loss_sums(self) -> NDArray[np.float64]:
         sums = np.zeros(len(self._lengths))
         done, total = 0, sum(self._lengths)
         self._progress("evaluation", done=0, total=total)
@@ -129,8 +147,7 @@ class Evaluator:
                 sums[index] = value
             done += sum(self._lengths[i] for i in micro)
             self._progress("evaluation", done=done, total=total)
-        tokens = np.array(self._lengths, dtype=np.int64)
-        return sums[tokens > 0], tokens[tokens > 0]
+        return sums
 
     def _micro(self, micro: Sequence[int]) -> list[float]:
         layout = self._model.pack([self._data.inputs(i) for i in micro])
