@@ -117,15 +117,19 @@ def open_round(
 ) -> RoundAccount:
     """Reserve all rounds of a run, or go on with what the run has reserved; before anything of it is computed.
 
+    The policy's budget is set where nobody has set one, and lowers one that somebody has. It never raises it: another
+    home may share the ledger, and raising what was used is a person's decision (`not-fed budget set`).
+
     Args:
         name: what the records are called in the ledger.
         run: names the run among all that this site ever takes part in.
     Raises:
         BudgetSpent, UnitsMixed, DeltaDiffers, ReservationChanged, ReservationOver: nothing was trained or spent.
-    Proved by: tests/attacks/test_site_account.py::test_every_way_to_ask_again_is_charged_to_one_account
+    Proved by: tests/attacks/test_site_account.py::test_every_way_to_ask_again_is_charged_to_one_account,
+        tests/attacks/test_site_account.py::test_a_site_file_never_raises_a_budget_that_somebody_set
     """
     data = ledger.identify(records.texts, records.people if plan.unit == "person" else None)
-    ledger.set_budget(data, name=name, unit=plan.unit, epsilon=policy.budget, delta=policy.delta)
+    ledger.set_budget(data, name=name, unit=plan.unit, epsilon=policy.budget, delta=policy.delta, may_raise=False)
     held = ledger.reserve(data, name=name, plan=plan, run=run, cap=policy.budget)
     return RoundAccount(held, later_runs)
 

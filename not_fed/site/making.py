@@ -138,7 +138,7 @@ def _train_privately(job: Job, start: Path | None, out: Path, own: PrivacyPolicy
             name=Path(job.policy.data).name,
             plan=plan,
             policy=own,
-            run=f"{job.task.federation}/{job.task.coordinator}/{job.task.run}",
+            run=f"{job.task.federation}/{job.task.coordinator}/{job.policy.name}/{job.task.run}",
             later_runs=job.task.rounds - job.task.round,
         )
         organ = _train(job, start, out, records=records, plan=plan, account=account).organ

@@ -19,6 +19,7 @@ from not_fed.envelope.claims import DpClaim
 from not_fed.envelope.task import ProposedPrivacy
 from not_fed.organ import train as training
 from not_fed.organ.claims import plan_of, recompute
+from not_fed.organ.data import read_data
 from not_fed.organ.organ import read_organ
 from not_fed.privacy.ledger.ledger import Ledger
 from not_fed.privacy.ledger.reservation import Reservation
@@ -258,3 +259,42 @@ def test_rounds_of_one_run_share_what_was_reserved_at_its_first_task(tmp_path: P
 
 def fresh(count: int) -> list[str]:
     return [json.dumps({"text": text}) for text in records(count, seed=77, shortest=6)]
+
+
+def test_a_site_file_never_raises_a_budget_that_somebody_set(prepared: Prepared) -> None:
+    """Own. The officer set a budget in the ledger; a site.toml with a larger one is put beside it.
+
+    Powers: writes site.toml, or has another home that shares the ledger. Control: a smaller one in site.toml counts.
+    """
+    home = prepared.sites[SITE]
+    ledger = Ledger.at(home / "ledger")
+    texts = read_data(home / "records.jsonl").texts
+    data = ledger.identify(texts)
+    ledger.set_budget(data, name="records.jsonl", unit="record", epsilon=3.0, delta=1e-5)
+    change_privacy(prepared, budget=8.0)
+    assert refusal(train(prepared)) == "budget-spent"  # of epsilon 8
+    assert ledger.standing(data, unit="record").cap.epsilon == 3.0
+    assert ledger.standing(data, unit="record").runs == 0
+    change_privacy(prepared, budget=2.0)
+    assert refusal(train(prepared, run="second")) == "budget-spent"
+    assert ledger.standing(data, unit="record").cap.epsilon == 2.0  # control: lowered
+
+
+def test_two_homes_of_one_holder_in_one_federation_are_two_runs(prepared: Prepared, tmp_path: Path) -> None:
+    """Own. Two departments, each a site of the same federation, share a ledger and take part in the same run.
+
+    Powers: none; what one reserves must not stand for the other. Control: their records are the same, and both pay.
+    """
+    shared = tmp_path / "shared"
+    other = next(name for name in prepared.sites if name != SITE)
+    (prepared.sites[other] / "records.jsonl").write_bytes((prepared.sites[SITE] / "records.jsonl").read_bytes())
+    for site in (SITE, other):
+        path = prepared.sites[site] / "site.toml"
+        policy = settings.load(SitePolicy, path).model_dump(mode="json")
+        path.write_text(to_toml({**policy, "privacy": {**policy["privacy"], "ledger": str(shared), "budget": 10.0}}))
+    line = signed(prepared, a_task(prepared, privacy=ProposedPrivacy(epsilon=3.0, delta=1e-5)))
+    assert refusal(ask(prepared, SITE, line)) is None
+    assert refusal(ask(prepared, other, line)) is None
+    entries = Ledger.at(shared).history()
+    assert [entry.charge.state for entry in entries] == ["committed", "committed"]
+    assert entries[0].alone.value == entries[1].alone.value < entries[1].composed.value

@@ -93,12 +93,14 @@ class Ledger:
         return self._key.identify(texts, people)
 
     def set_budget(
-        self, data: DataIdentity, *, name: str, unit: Unit, epsilon: float, delta: float, allow_weak: bool = False
-    ) -> None:
+        self, data: DataIdentity, *, name: str, unit: Unit, epsilon: float, delta: float, allow_weak: bool = False,
+        may_raise: bool = True,
+    ) -> None:  # fmt: skip
         """Set what may be spent on these records, and on every earlier data set that they contain.
 
         Args:
             name: what to call it; shown, not looked up.
+            may_raise: whether it may take the place of a smaller one, or of another unit's, that somebody has set.
         Raises:
             WeakEpsilon: above 10 and not `allow_weak`. BadPlan: epsilon or delta is out of range.
             UnitsMixed: it is accounted for by another unit already.
@@ -107,8 +109,10 @@ class Ledger:
         """
         _check_budget(epsilon=epsilon, delta=delta, allow_weak=allow_weak)
         with self._reading() as (database, book):
-            scope = scope_of(database, book, data=data, unit=unit, new_budget=True)
+            scope = scope_of(database, book, data=data, unit=unit, new_budget=may_raise)
             scope.require_delta(delta, of="budget")
+            if not may_raise and any(one.explicit and one.cap.epsilon <= epsilon for one in scope.sharing):
+                return
             own = scope.own or self._open_account(database, scope, name=name, cap=Cap.new(epsilon=epsilon, delta=delta))
             for account in {own.seq: own, **{one.seq: one for one in scope.contained}}.values():
                 order = account.cap.order if scope.charges else Cap.new(epsilon=epsilon, delta=delta).order
