@@ -54,10 +54,13 @@ class Units:
         Raises:
             NoPeople, UnitUnderstates: as `require_unit`.
         Guarantees: a unit whose records are all empty is still sampled, so that its presence changes no other unit.
+            Copies of one text are one record: the ledger charges them once, so together they move a step by one clip.
+        Proved by: tests/unit/test_units.py::test_copies_of_a_record_are_one_unit
         """
         require_unit(records, plan=plan)
         if plan.unit == "record":
-            return cls(tuple((index,) if length else () for index, length in enumerate(lengths)), 1)
+            first = {text: index for index, text in reversed(list(enumerate(records.texts)))}
+            return cls(tuple((index,) if lengths[index] else () for index in sorted(first.values())), 1)
         own: dict[str, list[int]] = {person: [] for person in records.people or ()}
         for index, person in enumerate(records.people or ()):
             if lengths[index]:

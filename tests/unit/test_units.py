@@ -33,6 +33,14 @@ def test_a_unit_is_a_record_or_a_person_with_all_of_theirs() -> None:
     assert people == Units(((0, 3), (1,), ()), 2)  # z is a unit, though there is nothing to learn from them
 
 
+def test_copies_of_a_record_are_one_unit() -> None:
+    """The ledger charges a text once, however often the file has it; so it may move a step by one clip and no more."""
+    twice = Units.of(Records(("a", "b", "a", "c", "c", "c")), [3, 2, 3, 0, 0, 0], plan=plan())
+    assert twice == Units(((0,), (1,), ()), 1)
+    each = Units.of(Records(("a", "a"), ("x", "y"), "patient"), [3, 3], plan=plan("person"))
+    assert each.members == ((0,), (1,))  # two people who say the same are two
+
+
 def test_a_person_brings_at_most_their_share_and_every_record_gets_its_turn() -> None:
     units = Units(((0, 1, 2, 3, 4), (5,), (), (6, 7)), 2)
     source, seen = Seeded(), Counter[int]()
