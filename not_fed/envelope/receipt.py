@@ -14,7 +14,7 @@ from not_fed.envelope.dsse import Moment, Name, Sha256, Statement, parse_stateme
 from not_fed.envelope.task import Hex128
 from not_fed.errors import TrustError
 from not_fed.keys import Signer
-from not_fed.trust.members import TrustedRoster
+from not_fed.trust.members import CLOCK_SKEW, TrustedRoster
 
 RECEIPT_TYPE = "application/vnd.not-fed.receipt.v1+json"
 MAX_RECEIPT_BYTES = 32 << 10
@@ -53,7 +53,7 @@ def verify_receipt(line: bytes, *, site: str, coordinator: str, roster: TrustedR
 
     Raises:
         MalformedSigned, BadSignature, KeysRetired, UnknownMember, MemberNotActive, WrongRole: not signed by the site.
-        BadReceipt: for another site, coordinator or federation.
+        BadReceipt: for another site, coordinator or federation, or issued in the future: nothing newer would replace it.
     Proved by: tests/attacks/test_site_receipts.py::test_a_receipt_that_is_not_the_sites_own_is_refused
     """
     unverified, receipt = parse_statement(
@@ -65,5 +65,10 @@ def verify_receipt(line: bytes, *, site: str, coordinator: str, roster: TrustedR
         raise BadReceipt(
             where="receipt", expected=f"one by {site} for {coordinator} in {roster.federation}", got="another",
             hint="nothing was trained or spent",
+        )  # fmt: skip
+    if receipt.issued - now > CLOCK_SKEW:
+        raise BadReceipt(
+            where="receipt, field issued", expected="a time that has come", got="a later one",
+            hint="set the site's clock; nothing was trained or spent",
         )  # fmt: skip
     return receipt

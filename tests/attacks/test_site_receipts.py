@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ def test_a_site_restored_from_a_backup_is_told_by_its_own_receipt(prepared: Prep
 
 
 def test_a_receipt_that_is_not_the_sites_own_is_refused(prepared: Prepared) -> None:
-    """Own. The coordinator hands a site the receipt of another site, one for another coordinator, an edited one, noise.
+    """Own. The coordinator hands a site the receipt of another site, one for another coordinator, an edited one, noise,
+    or one from the future: kept as the newest, it would stand in the way of every true one until its day comes.
 
     Powers: a coordinator that wants a site to refuse, or to overlook. Control: the site's own receipt.
     """
@@ -83,6 +84,7 @@ def test_a_receipt_that_is_not_the_sites_own_is_refused(prepared: Prepared) -> N
         (sign_receipt(Receipt(**fields), signer=ward), "signature-refused"),
         (sign_receipt(Receipt(**{**fields, "coordinator": "other"}), signer=home.signer()), "bad-receipt"),
         (sign_receipt(Receipt(**{**fields, "site": "ward"}), signer=home.signer()), "bad-receipt"),
+        (sign_receipt(Receipt(**{**fields, "issued": now + timedelta(hours=1)}), signer=home.signer()), "bad-receipt"),
         (canonical.dumps(edited), "signature-refused"),
         (b"noise", "signed-malformed"),
     ):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from not_fed.privacy.accounting import DpPlan, mechanisms_of, plan_dp
+from not_fed.privacy.accounting import DpPlan, NoisedRelease, mechanisms_of, plan_dp
 from not_fed.privacy.ledger.cap import Cap, what_fits
 from not_fed.privacy.mechanisms import Mechanisms, merged, pld_epsilon
 from not_fed.privacy.renyi import epsilon_from, renyi_divergence
@@ -41,6 +41,19 @@ def test_a_run_of_three_leaves_room_for_another_under_eight() -> None:
         admitted += 1
     assert admitted == 6
     assert pld_epsilon(others, delta=1e-5) == pytest.approx(7.1, abs=0.3)
+
+
+def test_a_plan_that_pld_alone_admits_may_repeat_steps_and_not_choose_what_it_repeats() -> None:
+    """Of more of the same steps the longest sequence speaks; of a choice between steps and releases none does."""
+    quiet = replace(planned(7.5), releases=(NoisedRelease(name="mean_loss", noise_multiplier=10.0),))
+    assert renyi_divergence(mechanisms_of([quiet]), order=CAP.order) > CAP.bound
+    step, release = (quiet.sample_rate, quiet.noise_multiplier, 1), (1.0, 10.0, 1)
+    assert pld_epsilon(merged(mechanisms_of([quiet]), (release,)), delta=1e-5) < CAP.epsilon
+    assert CAP.allows(quiet, repeats=(step,))
+    assert not CAP.allows(quiet, repeats=(release,))
+    assert not CAP.allows(quiet, repeats=(step, release))
+    small = replace(planned(3.0), releases=quiet.releases)
+    assert CAP.allows(small, repeats=(step[:1] + (small.noise_multiplier, 1), release))  # under the filter: any
 
 
 def test_repeats_of_a_plan_that_pld_alone_admits_end_at_the_budget() -> None:

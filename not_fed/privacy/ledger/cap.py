@@ -12,7 +12,8 @@ The rule, with B the divergence at which that order implies the budget's epsilon
 * The very first plan may exceed B if its PLD epsilon is within the budget. Nothing can ever follow it: every later sum
   exceeds B. Since nothing is chosen after it, PLD speaks for it exactly. Steps repeated after crashes are more steps of
   the same noise; stopping such a sequence early is post-processing of running it to its longest, so PLD of the longest
-  speaks for them, too.
+  speaks for them, too. Releases are not repeated here: whether steps or releases use up the rest would be a choice
+  made after results, and no one sequence is the longest of both.
 
 Which of the two applies is decided by the first plan's public constants and the budget alone, before any result, so the
 whole is (epsilon, delta)-differentially private under either. The second exists because the filter is the looser
@@ -64,10 +65,13 @@ class Cap:
             others: everything else that was ever reserved on these records.
             grid: of PLD; a coarser one refuses a little more.
         Proved by: tests/unit/test_cap.py::test_the_filter_never_admits_more_than_its_bound,
-            tests/unit/test_cap.py::test_a_first_plan_may_use_all_of_the_budget_by_pld_and_nothing_follows
+            tests/unit/test_cap.py::test_a_first_plan_may_use_all_of_the_budget_by_pld_and_nothing_follows,
+            tests/unit/test_cap.py::test_a_plan_that_pld_alone_admits_may_repeat_steps_and_not_choose_what_it_repeats
         """
         planned = mechanisms_of([plan])
         if not others and renyi_divergence(planned, order=self.order) > self.bound:
+            if any(one[:2] != (plan.sample_rate, plan.noise_multiplier) for one in repeats):
+                return False
             return pld_epsilon(merged(planned, repeats), delta=self.delta, grid=grid) <= self.epsilon
         return renyi_divergence(merged(others, planned, repeats), order=self.order) <= self.bound
 
@@ -122,8 +126,10 @@ def _smallest(enough: Callable[[float, int], bool], *, least: int, most: int) ->
     if not enough(GRID, most):
         return None
     known = most
-    for grid in (SEARCH_GRIDS[0], GRID):
+    for grid in (*SEARCH_GRIDS, GRID):  # each stage leaves a few numbers to the next, which takes ten times as long
         while known // 2 >= least and known > least and enough(grid, known // 2):
             known //= 2
         known = smallest_enough(functools.partial(enough, grid), least=least, known=known)
+    while not enough(GRID, known):  # were a coarser grid ever the more generous one; `most` is enough
+        known += 1
     return known
