@@ -53,7 +53,7 @@ def verify_receipt(line: bytes, *, site: str, coordinator: str, roster: TrustedR
 
     Raises:
         MalformedSigned, BadSignature, KeysRetired, UnknownMember, MemberNotActive, WrongRole: not signed by the site.
-        BadReceipt: for another site, coordinator or federation, or issued in the future: nothing newer would replace it.
+        BadReceipt: for another site, coordinator or federation; or from the future, so that no newer would replace it.
     Proved by: tests/attacks/test_site_receipts.py::test_a_receipt_that_is_not_the_sites_own_is_refused
     """
     unverified, receipt = parse_statement(

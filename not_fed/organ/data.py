@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from not_fed import files
-from not_fed.errors import InputError
+from not_fed.errors import BudgetError, InputError
 
 MAX_DATA_BYTES = 64 << 30
 PERSON_FIELDS = (  # names of fields that hold a person's id, letters and digits alone; the first that is there counts
@@ -31,6 +31,12 @@ class NoPerson(BadRecord):
     """A record does not say whom it is about."""
 
     code = "no-person"
+
+
+class UnitSplitsPeople(BudgetError):
+    """The named unit of privacy is smaller than a person."""
+
+    code = "unit-splits-people"
 
 
 class NoRecords(InputError):
@@ -82,12 +88,13 @@ def read_data(path: Path, *, text_field: str = "text", unit: str | None = None) 
         NotAFile: no such file, or not a plain one.
         BadRecord: a broken line, a missing field, or a value that is not text; says file and line.
         NoPerson: a record does not say whom it is about; says file and line.
+        UnitSplitsPeople: the named field has several values for one person of a field that is known to name people.
         NoRecords: an empty file.
     Guarantees: an error names file, line and field, never a value. Ids are compared as text without surrounding space:
         7 and "7" are one person.
     Proved by: tests/unit/test_data.py::test_people_are_read_from_every_format_and_a_known_field_makes_them_the_unit
     """
-    rows = list(_read(path, text_field, lambda name: name == unit if unit not in (None, "record") else _known(name)))
+    rows = list(_read(path, text_field, lambda name: name == unit or _known(name)))
     texts = tuple(text for _, text, _ in rows)
     person_field = _person_field([fields for _, _, fields in rows]) if unit in (None, "record") else unit
     if unit == "record" and person_field is not None:
@@ -96,6 +103,8 @@ def read_data(path: Path, *, text_field: str = "text", unit: str | None = None) 
     if person_field is None:
         return Records(texts)
     people = tuple(_require_person(fields.get(person_field), path, number, person_field) for number, _, fields in rows)
+    if not _known(person_field):
+        _require_whole_people([fields for _, _, fields in rows], people, unit=person_field)
     return Records(texts, people, person_field, max(Counter(people).values()))
 
 
@@ -209,6 +218,19 @@ def _person(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return None
     return unicodedata.normalize("NFC", str(value)).strip() or None
+
+
+def _require_whole_people(rows: Sequence[Fields], people: Sequence[str], *, unit: str) -> None:
+    """A claim per person is about whole people, as far as the file names them."""
+    known = _person_field([{name: value for name, value in fields.items() if name != unit} for fields in rows])
+    if known is None:
+        return
+    pairs = {(_person(fields.get(known)), person) for fields, person in zip(rows, people, strict=True)}
+    if any(count > 1 for person, count in Counter(person for person, _ in pairs).items() if person):
+        raise UnitSplitsPeople(
+            where=f"unit of privacy, field {unit}", expected=f"one value for each person of the field {known}",
+            got="several for somebody", hint=f"name {known} with --unit, or leave --unit out; nothing was spent",
+        )  # fmt: skip
 
 
 def _require_person(value: object, path: Path, number: int, person_field: str) -> str:

@@ -53,7 +53,7 @@ def test_a_plan_that_pld_alone_admits_may_repeat_steps_and_not_choose_what_it_re
     assert not CAP.allows(quiet, repeats=(release,))
     assert not CAP.allows(quiet, repeats=(step, release))
     small = replace(planned(3.0), releases=quiet.releases)
-    assert CAP.allows(small, repeats=(step[:1] + (small.noise_multiplier, 1), release))  # under the filter: any
+    assert CAP.allows(small, repeats=((0.2, small.noise_multiplier, 1), release))  # under the filter: any
 
 
 def test_repeats_of_a_plan_that_pld_alone_admits_end_at_the_budget() -> None:
@@ -106,7 +106,7 @@ def test_what_fits_is_allowed_and_the_next_one_is_not(others: Mechanisms) -> Non
     assert fits.quieter is not None
     assert fits.shorter is not None
     assert CAP.allows(fits.quieter, others=others)
-    assert not CAP.allows(replace(fits.quieter, noise_multiplier=fits.quieter.noise_multiplier - 1e-4), others=others)
+    assert not CAP.allows(replace(fits.quieter, noise_multiplier=fits.quieter.noise_multiplier - 2e-3), others=others)
     assert CAP.allows(fits.shorter, others=others)
     assert not CAP.allows(replace(fits.shorter, steps=fits.shorter.steps + 1), others=others)
     assert f"noise_multiplier {fits.quieter.noise_multiplier:g}" in str(fits)

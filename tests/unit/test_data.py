@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from not_fed.errors import InputError
 from not_fed.files import NotAFile
-from not_fed.organ.data import BadRecord, NoPerson, NoRecords, Records, read_data, read_records
+from not_fed.organ.data import BadRecord, NoPerson, NoRecords, Records, UnitSplitsPeople, read_data, read_records
 
 SECRET = "patient 42"
 
@@ -113,6 +113,17 @@ def test_any_field_can_be_named_as_the_person_and_without_one_the_unit_is_the_re
     assert read_data(file) == Records(("a", "b"))
     assert read_data(file, unit="ward") == Records(("a", "b"), ("x", "x"), "ward", 2)
     assert read_data(written(tmp_path, "d.txt", "a\nb\n")) == Records(("a", "b"))
+
+
+def test_a_field_that_splits_the_people_whom_another_names_is_no_person(tmp_path: Path) -> None:
+    """`--unit visit_id` would say "per person" of what is one of a person's visits."""
+    visits = written(tmp_path, "d.csv", "visit_id,patient_id,home,text\nv1,p1,h1,a\nv2,p1,h1,b\nv3,p2,h1,c\n")
+    with pytest.raises(UnitSplitsPeople) as caught:
+        read_data(visits, unit="visit_id")
+    assert caught.value.exit_code == 7
+    assert "v1" not in str(vars(caught.value))
+    assert read_data(visits, unit="home").people == ("h1", "h1", "h1")  # larger than a person is a person's at least
+    assert read_data(visits, unit="patient_id").people == ("p1", "p1", "p2")
 
 
 @pytest.mark.parametrize(
