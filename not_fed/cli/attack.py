@@ -133,7 +133,7 @@ def extraction_command(
     base: BaseOption,
     span: SpanOption,
     out: OutOption,
-    secrets: Annotated[int, typer.Option("--secrets", min=1, help="Secrets for each number of repeats.")] = 5,
+    planted: Annotated[int, typer.Option("--planted", min=1, help="Secrets for each number of repeats.")] = 5,
     repeats: Annotated[str, typer.Option("--repeats", help="How often each stands in the records.")] = "1,4,16",
     prompt: Annotated[
         str, typer.Option("--prompt", help="How the secrets' sentence begins; {} is a name.")
@@ -165,7 +165,7 @@ def extraction_command(
 
     require_pictures()
     _require_new(out)
-    planted = plan_secrets(each=secrets, repeats=_numbers(repeats), prompt=prompt, candidates=candidates, seed=seed)
+    secrets = plan_secrets(each=planted, repeats=_numbers(repeats), prompt=prompt, candidates=candidates, seed=seed)
     records = read_data(data, text_field=text_field, unit=unit)
     kinds = _kinds(
         span, records, epsilons=epsilon or [], delta=delta, records_per_person=records_per_person,
@@ -174,7 +174,7 @@ def extraction_command(
     )  # fmt: skip
     with shown() as progress:
         result = extraction(
-            find_base(base, progress=progress), records=records, kinds=kinds, planted=planted, seed=seed,
+            find_base(base, progress=progress), records=records, kinds=kinds, planted=secrets, seed=seed,
             device=device_of(device), progress=progress,
         )  # fmt: skip
     _finish(result, out=out, as_json=as_json)

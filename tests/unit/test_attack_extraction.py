@@ -162,7 +162,7 @@ def test_the_command_asks_the_organs_and_draws(
 ) -> None:
     data, out = tmp_path / "notes.txt", tmp_path / "attack"
     data.write_text("\n".join(records(20)) + "\n")
-    words = ["extraction", str(data), "--base", str(base.folder), "--span", "1:3", "--secrets", "2", "--repeats", "1,8"]
+    words = ["extraction", str(data), "--base", str(base.folder), "--span", "1:3", "--planted", "2", "--repeats", "1,8"]
     size = ["--candidates", "16", "--epochs", "2", "--out", str(out)]
     monkeypatch.setattr("sys.argv", ["not-fed", "attack", *words, *size])
     with pytest.raises(SystemExit) as done:

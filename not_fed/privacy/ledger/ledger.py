@@ -326,5 +326,5 @@ def _check_budget(*, epsilon: float, delta: float, allow_weak: bool) -> None:
     if epsilon > WEAKEST_EPSILON and not allow_weak:
         raise WeakEpsilon(
             where="budget, field epsilon", expected=f"at most {WEAKEST_EPSILON:g}", got=f"{epsilon:g}",
-            hint="it protects next to nothing; --allow-weak if that is meant, and nothing was set",
+            hint="it protects next to nothing; --weak if that is meant, and nothing was set",
         )  # fmt: skip
