@@ -38,6 +38,7 @@ from not_fed.organ.writing import write_safetensors
 from not_fed.privacy.accounting import DpPlan
 from not_fed.privacy.engine.engine import Wanted, choose_engine
 from not_fed.privacy.randomness import OperatingSystem, RandomSource
+from not_fed.privacy.release import require_known
 from not_fed.progress import Progress, silent
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -97,7 +98,8 @@ class TrainSettings:
     declared_units: float | None = None
 
     def __post_init__(self) -> None:
-        releases = self.dp is not None and bool(self.dp.releases)
+        releases = () if self.dp is None else self.dp.releases
+        require_known(releases)
         checks = [
             ("lr", self.lr, 0 < self.lr < math.inf, "a positive number"),
             ("epochs", self.epochs, 1 <= self.epochs <= 10_000, "1 to 10,000"),
@@ -182,7 +184,7 @@ def train(
         out: the organ file; appears whole or not at all. `.NAME.resume` beside it lets an interrupted run go on.
         charge: who pays for a private run; needed with a DP plan.
         init: an organ to start from instead of the base's own span.
-        warn: told, in one line, when a private run has to clip in a slower way.
+        warn: told, in one line, when a private run has to clip in a slower way, or starts from what promises nothing.
         source: randomness of a DP run; anything but the operating system is for tests.
     Raises:
         FitError: `init` does not fit the base. NothingToLearn, Diverged, OutputExists.
@@ -198,6 +200,8 @@ def train(
     whose = records if isinstance(records, Records) else Records(tuple(records))
     _require_ready(whose, settings, charge=charge, out=out)
     start = _start(init, base=base, at=settings.span.start)
+    if settings.dp is not None and start is not None and _promises_nothing(start):
+        warn("the start was trained without privacy: epsilon says nothing about the records that it has seen")
     data = _prepare(base, whose, settings, start=start, speed=speed, progress=progress, store=prefix_store)
     prefix_seconds = time.monotonic() - started
     resume = Resume.beside(out, run=_fingerprint(base, settings, data, whose, start))
@@ -255,6 +259,12 @@ def _start(init: Path | None, *, base: Base, at: int) -> OrganInfo | None:
     if start is not None:
         check_fit(start, base=base, at=at)
     return start
+
+
+def _promises_nothing(start: OrganInfo) -> bool:
+    """Whether it was trained, by one author and without a claim; what a mean's parents claim is their own matter."""
+    how = start.manifest.training or {}
+    return how.get("mode") == "in-place" and not how.get("dp")
 
 
 def _prepare(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -393,3 +394,15 @@ def test_an_alarm_of_the_audit_writes_no_organ_and_the_budget_stays_spent(
         run(base, tmp_path / "o.organ", charge=ToLedger(ledger=ledger, name="notes"))
     assert not (tmp_path / "o.organ").exists()
     assert charged(own_ledger) == PLAN.steps
+
+
+def test_a_private_run_says_that_its_start_promises_nothing(base: Base, tmp_path: Path) -> None:
+    """Epsilon is about this run: what the start learnt before, perhaps from the same records, no noise takes back."""
+    plain, private, told = tmp_path / "plain.organ", tmp_path / "private.organ", list[str]()
+    train(base, records=TEXTS, settings=replace(SETTINGS, dp=None), out=plain)
+    paid: dict[str, Any] = {"records": TEXTS, "settings": SETTINGS, "charge": PublicRecords(), "warn": told.append}
+    train(base, out=private, init=plain, **paid)
+    assert len(told) == 1
+    assert "without privacy" in told[0]
+    train(base, out=tmp_path / "next.organ", init=private, **paid)
+    assert len(told) == 1  # control: a start with a claim of its own
