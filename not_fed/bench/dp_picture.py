@@ -31,13 +31,13 @@ def utility_picture(result: Mapping[str, Any]) -> bytes:
     epsilons = sorted({_order(row["epsilon"]) for row in result["rows"]})
     for setting in dict.fromkeys(row["setting"] for row in result["rows"]):
         _draw_setting(axes, result, setting, epsilons)
-    base = [result["base"][f"private {seed}"]["value"] for seed in result["seeds"]]
+    base = [found["value"] for name, found in result["base"].items() if name.startswith("private")]
     axes.axhline(sum(base) / len(base), color="0.45", linestyle="--", linewidth=1)
     axes.annotate(
         f"base, untrained: {sum(base) / len(base):.1f}", (0, sum(base) / len(base)), xytext=(2, 3),
         textcoords="offset points", color="0.35", fontsize=9,
     )  # fmt: skip
-    axes.set_xticks(range(len(epsilons)), [_name(epsilon) for epsilon in epsilons])
+    axes.set_xticks(range(len(epsilons)), [_name(epsilon).replace(" (", "\n(") for epsilon in epsilons])
     axes.set_xlabel(f"epsilon at delta {result['delta']:g}, per record (one added or removed); smaller protects more")
     axes.set_ylabel("held-out perplexity, full vocabulary; lower is better")
     axes.grid(axis="y", color="0.92")

@@ -197,7 +197,12 @@ def bench_utility(
                 runner.setting(setting)
         del runner
         gc.collect()
-    return finished.add({"seeds": list(size.seeds), "rows": list(_rows(finished.content, size))})
+    return finished.add(summary(finished.content, size))
+
+
+def summary(content: dict[str, Any], size: Size) -> dict[str, Any]:
+    """What follows from the finished jobs; where some are missing, from those that are there."""
+    return {"seeds": list(size.seeds), "rows": list(_rows(content, size))}
 
 
 def _methods(size: Size) -> list[MethodName]:
@@ -332,6 +337,8 @@ def _rows(content: dict[str, Any], size: Size) -> Iterator[dict[str, Any]]:
                 bases = [content["base"][f"private {job['seed']}"]["value"] for job in seeds]
                 anchor = None if epsilon is None else setting.anchor
                 tried = [job for job in same if job["stage"] == "rehearsal" and job["epsilon"] == anchor]
+                if not seeds:
+                    continue
                 yield {
                     "setting": setting.name,
                     "method": method,
@@ -339,6 +346,7 @@ def _rows(content: dict[str, Any], size: Size) -> Iterator[dict[str, Any]]:
                     "noise_multiplier": seeds[0]["noise_multiplier"],
                     "weights": seeds[0]["weights"],
                     "perplexity": statistics.mean(values),
+                    "seeds": [job["seed"] for job in seeds],
                     "values": values,
                     "spread": [min(values), max(values)],
                     "of_base": statistics.mean(value / base for value, base in zip(values, bases, strict=True)),
@@ -361,7 +369,7 @@ def table(result: dict[str, Any]) -> str:
             "inf" if row["epsilon"] is None else f"{row['epsilon']:g}",
             f"{row['noise_multiplier']:.3f}",
             f"**{row['perplexity']:.1f}**",
-            f"{low:.1f} to {high:.1f}",
+            f"{low:.1f} to {high:.1f} ({len(row['seeds'])})",
             f"{row['of_base']:.2f}",
             f"{row['lr']:g} of {', '.join(f'{lr:g}' for lr in row['tried'])}",
         )
