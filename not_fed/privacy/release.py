@@ -111,6 +111,23 @@ def release_units(units: int, *, release: NoisedRelease, source: RandomSource) -
     )  # fmt: skip
 
 
+def require_known(releases: Iterable[NoisedRelease]) -> None:
+    """Refuse what could only fail after the training that pays for it.
+
+    Raises:
+        UnknownRelease: a name that nobody can release, or one name twice.
+    Proved by: tests/unit/test_release.py::test_an_unknown_release_or_one_named_twice_is_refused_beforehand
+    """
+    names = [release.name for release in releases]
+    for name in names:
+        if name not in RELEASES or names.count(name) > 1:
+            raise UnknownRelease(
+                where="release", expected=f"{' or '.join(RELEASES)}, each once",
+                got=f"{name} more than once" if name in RELEASES else name,
+                hint="name another, or leave it out; nothing was trained or spent",
+            )  # fmt: skip
+
+
 def _require(release: NoisedRelease, *, name: str) -> None:
     if release.name != name:
         raise UnknownRelease(

@@ -12,11 +12,13 @@ from hypothesis import strategies as some
 from not_fed.privacy.accounting import NoisedRelease
 from not_fed.privacy.release import (
     GRID,
+    RELEASES,
     NotDeclared,
     Released,
     UnknownRelease,
     release_mean_loss,
     release_units,
+    require_known,
 )
 from tests.support.seeded import Seeded
 
@@ -87,3 +89,12 @@ def test_another_name_and_a_mean_without_a_declared_number_are_refused() -> None
     for declared in (0.0, -5.0, math.nan, math.inf):
         with pytest.raises(NotDeclared):
             mean_loss([1.0], declared=declared)
+
+
+@pytest.mark.parametrize("names", [("nonsense",), ("mean_loss", "units", "mean_loss")], ids="-".join)
+def test_an_unknown_release_or_one_named_twice_is_refused_beforehand(names: tuple[str, ...]) -> None:
+    """A wrong word on the command line costs nothing: it used to fail after the training that had paid for it."""
+    releases = [NoisedRelease(name=name, noise_multiplier=10.0) for name in names]
+    with pytest.raises(UnknownRelease, match="mean_loss or units, each once"):
+        require_known(releases)
+    require_known([NoisedRelease(name=name, noise_multiplier=10.0) for name in RELEASES])
