@@ -100,7 +100,10 @@ class Fits:
 
 
 def what_fits(plan: DpPlan, *, caps: tuple[Cap, ...], others: Mechanisms = ()) -> Fits:
-    """The least noise with the plan's steps, and the most steps with its noise, that every cap allows.
+    """About the least noise with the plan's steps, and the most steps with its noise, that every cap allows.
+
+    Guarantees: every cap allows them. How near the least and the most they are is a matter of speed: within a few ticks
+        at usual budgets.
 
     Proved by: tests/unit/test_cap.py::test_what_fits_is_allowed_and_the_next_one_is_not
     """
@@ -122,14 +125,15 @@ def what_fits(plan: DpPlan, *, caps: tuple[Cap, ...], others: Mechanisms = ()) -
 
 
 def _smallest(enough: Callable[[float, int], bool], *, least: int, most: int) -> int | None:
-    """The smallest number that is enough, found on a coarse grid from above and settled on the reported one."""
-    if not enough(GRID, most):
-        return None
+    """The smallest number that is enough on a coarse grid, which is the safe side, confirmed on the reported one.
+
+    Each look at the reported grid takes seconds; searching on it would sharpen the noise by a few ticks.
+    """
+    if not enough(SEARCH_GRIDS[-1], most):
+        return most if enough(GRID, most) else None
     known = most
-    for grid in (*SEARCH_GRIDS, GRID):  # each stage leaves a few numbers to the next, which takes ten times as long
+    for grid in SEARCH_GRIDS:
         while known // 2 >= least and known > least and enough(grid, known // 2):
             known //= 2
         known = smallest_enough(functools.partial(enough, grid), least=least, known=known)
-    while not enough(GRID, known):  # were a coarser grid ever the more generous one; `most` is enough
-        known += 1
-    return known
+    return next((number for number in range(known, most + 1) if enough(GRID, number)), None)
