@@ -21,6 +21,7 @@ SCHEMA = "not-fed/budget/1"
 LIST_SCHEMA = "not-fed/budgets/1"
 HISTORY_SCHEMA = "not-fed/budget-history/1"
 VERIFIED_SCHEMA = "not-fed/budget-verified/1"
+UNSET = "; the default, since nobody has set it (not-fed budget set)"
 
 Data = Annotated[Path, typer.Argument(metavar="D", help="The records: .jsonl, .txt, .csv or .parquet.")]
 MaybeData = Annotated[Path | None, typer.Argument(metavar="D", help="The records; without them, every account.")]
@@ -67,7 +68,7 @@ def set_command(
     delta: Annotated[float, typer.Option("--delta", help="Below one over the number of records, such as 1e-5.")],
     unit: UnitOption = None,
     text_field: TextField = "text",
-    allow_weak: Annotated[bool, typer.Option("--allow-weak", help="Though epsilon is above 10.")] = False,
+    allow_weak: Annotated[bool, typer.Option("--weak", help="Though epsilon is above 10.")] = False,
     yes: Yes = False,
     home: HomeOption = None,
     as_json: AsJson = False,
@@ -168,7 +169,7 @@ def _show(name: str, standing: Standing, *, as_json: bool) -> None:
     lines = [
         ("dataset", name),
         ("unit", f"per {standing.unit}: neighbouring data sets differ by {standing.relation}"),
-        ("allowed", _said(standing, standing.cap.epsilon) + ("" if standing.explicit else "; nobody has set it")),
+        ("allowed", _said(standing, standing.cap.epsilon) + ("" if standing.explicit else UNSET)),
         ("spent", f"{_said(standing, standing.spent.value)}; by PLD, the number to report"),
         ("enforced", _enforced(standing)),
         ("left", f"{_said(standing, standing.left, up=False)} for one further run, by the filter's count"),
@@ -180,6 +181,8 @@ def _show(name: str, standing: Standing, *, as_json: bool) -> None:
 
 
 def _enforced(standing: Standing) -> str:
+    if standing.by_pld and standing.spent.value > standing.cap.epsilon:
+        return "more was spent than is allowed now, and nothing can follow"
     if standing.by_pld:
         return f"one run fills it by PLD, and nothing can follow (filter of Renyi order {standing.cap.order})"
     said = _said(standing, standing.enforced)
@@ -191,7 +194,7 @@ def _said(standing: Standing, value: float, *, up: bool = True) -> str:
 
     rounded = value if up else math.floor(100 * value) / 100  # what is left is never said larger
     epsilon = Epsilon(value=rounded, delta=standing.cap.delta, unit=standing.unit, noise_added_at="site")
-    return f"{str(epsilon).rpartition(',')[0]} ({standing.relation})"
+    return str(epsilon)
 
 
 def _as_json(name: str, standing: Standing) -> dict[str, Any]:
@@ -217,13 +220,13 @@ def _entry_as_json(entry: Entry) -> dict[str, Any]:
 
 
 def _sentence(entry: Entry) -> str:
-    from not_fed.privacy.ledger.scope import RELATIONS
-
     charge = entry.charge
     noises = ", ".join(f"{steps} x noise {noise:g} at rate {rate:g}" for rate, noise, steps in charge.mechanisms)
+    alone, _, promised = str(entry.alone).partition(" at ")  # both numbers are at the same delta, of the same unit
+    composed = str(entry.composed).partition(" at ")[0].removeprefix("epsilon ")
     return (
-        f"{charge.purpose} {charge.name}, {charge.state}: {noises or 'nothing'}; {entry.alone}; "
-        f"with those before it {entry.composed} ({RELATIONS[charge.plan.unit]})"
+        f"{charge.purpose} {charge.name}, {charge.state}: {noises or 'nothing'}; "
+        f"{alone}, with those before it {composed}, at {promised}"
     )
 
 

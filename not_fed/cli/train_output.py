@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from not_fed.cli.budget import UNSET
 from not_fed.cli.output import say, show
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ def _private_lines(dp: DpPlan, cost: Cost, *, units: int, batch: float, prv: flo
     yield "cost", f"{_said(cost.alone.value, dp)}, by PLD"
     beside = f"PRV {prv:.2f}" if prv is not None else "PRV has no number"
     yield "beside it", f"{beside}, Renyi {cost.renyi:.2f}, at the same delta and unit"
-    yield "allowed", _said(now.cap.epsilon, dp) + ("" if now.explicit else "; nobody has set it")
-    yield "spent", f"{_said(now.spent.value, dp)}, in {now.runs} runs"
+    yield "allowed", _said(now.cap.epsilon, dp) + ("" if now.explicit else UNSET)
+    yield "spent", f"{_said(now.spent.value, dp)}, in {now.runs} run{'' if now.runs == 1 else 's'}"
     if cost.allowed:
         yield "then spent", _said(then.spent.value, dp)
         left = math.floor(100 * then.left) / 100  # never said larger than it is

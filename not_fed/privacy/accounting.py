@@ -63,11 +63,12 @@ class Epsilon:
         """Rounded up, never down.
 
         >>> print(Epsilon(value=7.301, delta=1e-5, unit="record", noise_added_at="site"))
-        epsilon 7.31 at delta 1e-05, per record, noise at the site
+        epsilon 7.31 at delta 1e-05 (one record added or removed)
         """
+        elsewhere = "" if self.noise_added_at == "site" else f", noise at the {self.noise_added_at}"
         return (
-            f"epsilon {_two_decimals_up(self.value)} at delta {self.delta:g}, per {self.unit}, "
-            f"noise at the {self.noise_added_at}"
+            f"epsilon {_two_decimals_up(self.value)} at delta {self.delta:g} "
+            f"(one {self.unit} added or removed){elsewhere}"
         )
 
 

@@ -280,7 +280,7 @@ def test_a_claim_can_be_recomputed_from_its_own_fields() -> None:
 @pytest.mark.parametrize(("value", "said"), [(7.301, "7.31"), (3.0, "3.00"), (0.29, "0.29"), (math.inf, "unbounded")])
 def test_epsilon_is_never_said_smaller_than_it_is(value: float, said: str) -> None:
     sentence = str(Epsilon(value=value, delta=1e-5, unit="record", noise_added_at="site"))
-    assert sentence == f"epsilon {said} at delta 1e-05, per record, noise at the site"
+    assert sentence == f"epsilon {said} at delta 1e-05 (one record added or removed)"
 
 
 def test_accounting_loads_and_counts_without_torch() -> None:

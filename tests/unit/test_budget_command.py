@@ -65,10 +65,18 @@ def test_every_line_with_an_epsilon_says_delta_unit_and_relation(ask: Ask, own_l
     assert code == 0
     assert len(lines) == 5
     for line in lines:
-        assert "at delta 1e-05, per record" in line
-        assert "one record added or removed" in line
+        assert "at delta 1e-05 (one record added or removed)" in line
     assert "by PLD, the number to report" in out
     assert "by the filter of Renyi order 4, the hard stop" in out
+
+
+def test_a_budget_that_nobody_set_says_what_it_is_and_one_that_was_exceeded_says_so(ask: Ask, own_ledger: Path) -> None:
+    ledger = Ledger.at(own_ledger)
+    run(ledger, ledger.identify(notes()), "one")
+    _, out, _ = ask("show", "notes.jsonl")
+    assert "epsilon 10.00 at delta 1e-05 (one record added or removed); the default, since nobody has set it" in out
+    _, out, _ = ask("set", "notes.jsonl", "--epsilon", "1", "--delta", "1e-5")
+    assert "more was spent than is allowed now, and nothing can follow" in out
 
 
 def test_a_column_of_people_makes_the_unit(ask: Ask) -> None:

@@ -62,7 +62,7 @@ def test_only_who_joined_brings_records() -> None:
 
 def test_a_record_level_plan_is_refused_where_a_person_has_several_records() -> None:
     require_unit(Records(("a", "b")), plan=plan())
-    with pytest.raises(UnitUnderstates, match="per person") as caught:
+    with pytest.raises(UnitUnderstates, match="one person added or removed") as caught:
         require_unit(Records(("a", "b"), most_of_a_person=2), plan=plan())
     assert caught.value.exit_code == 7
 
