@@ -108,6 +108,16 @@ def test_a_release_made_again_is_charged_again(folder: Path) -> None:
     assert entry.alone.value == with_release.as_claim(repeated_releases={"mean_loss": 1})["epsilon"]
 
 
+def test_a_claim_counts_what_another_process_of_the_same_run_repeated(folder: Path) -> None:
+    """One run started twice at once: whoever finishes claims all that was started under its name."""
+    ledger, data = budgeted(folder)
+    one, other = (ledger.reserve(data, name="notes.jsonl", plan=plan(), run="one") for _ in range(2))
+    for process in (one, other):
+        for step in range(plan().steps):
+            process.start_step(remaining=plan().steps - 1 - step)
+    assert one.repeated_steps == other.repeated_steps == plan().steps
+
+
 def test_only_what_was_not_begun_can_be_given_back(folder: Path) -> None:
     ledger, data = budgeted(folder)
     ledger.reserve(data, name="notes.jsonl", plan=plan(), run="one").release()

@@ -42,12 +42,12 @@ class Reservation:
     @property
     def repeated_steps(self) -> int:
         """How many steps beyond the plan were started or must be, since crashes took others away. All are charged."""
-        return self._charge.repeats.get(STEPS, 0)
+        return self._repeats().get(STEPS, 0)
 
     @property
     def repeated_releases(self) -> dict[str, int]:
         """The same for the numbers that leave, by name."""
-        return {name: count for name, count in self._charge.repeats.items() if name != STEPS}
+        return {name: count for name, count in self._repeats().items() if name != STEPS}
 
     @property
     def head(self) -> str:
@@ -107,6 +107,11 @@ class Reservation:
                 )  # fmt: skip
             append(database, "release", reservation=self._charge.seq)
         self._charge.state = "released"
+
+    def _repeats(self) -> dict[str, int]:
+        """As the ledger has them: another process may have gone on with the same run."""
+        with self._store.transaction() as database:
+            return read_book(read_rows(database)).charges[self._charge.seq].repeats
 
     def _start(self, what: str, remaining: int) -> None:
         with self._store.transaction() as database:
