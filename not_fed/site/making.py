@@ -19,7 +19,7 @@ from not_fed.organ.claims import plan_of
 from not_fed.organ.data import Records, read_data
 from not_fed.organ.organ import OrganInfo, read_organ
 from not_fed.privacy.accounting import DpPlan, NoisedRelease, plan_dp
-from not_fed.site.account import RoundAccount, account_notes, open_ledger, open_round
+from not_fed.site.account import RoundAccount, account_notes, open_ledger, open_round, require_unspent
 from not_fed.site.job import Job
 from not_fed.site.policy import PUBLIC_CONSTANTS, PrivacyPolicy
 from not_fed.site.prefix_cache import PREFIX_FOLDER, PrefixCache, forget_prefixes
@@ -105,6 +105,8 @@ def fix_plan(job: Job, own: PrivacyPolicy, records: Records) -> DpPlan:
 
 
 def _train_plainly(job: Job, start: Path | None, out: Path) -> Made:
+    if (own := job.policy.privacy) is not None:
+        require_unspent(job.home, records=_records(job, unit=own.unit), policy=own)
     trained = _train(job, start, out, records=_records(job, unit="record"), plan=None, account=None)
     numbers: dict[str, float | None] = {
         "loss_first": trained.loss_first,

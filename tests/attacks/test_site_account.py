@@ -298,3 +298,16 @@ def test_two_homes_of_one_holder_in_one_federation_are_two_runs(prepared: Prepar
     entries = Ledger.at(shared).history()
     assert [entry.charge.state for entry in entries] == ["committed", "committed"]
     assert entries[0].alone.value == entries[1].alone.value < entries[1].composed.value
+
+
+def test_records_with_a_privacy_account_are_not_trained_on_plainly(prepared: Prepared) -> None:
+    """Own. After a private run that filled the budget, a task proposes no privacy at all, where none is required.
+
+    Powers: signs tasks. Control: before anything was spent, the officer's word that privacy is optional stands.
+    """
+    change_privacy(prepared, required=False)
+    plain = {"run": "plain", "privacy": None}
+    assert refusal(ask(prepared, SITE, signed(prepared, a_task(prepared, **plain)))) is None  # control
+    assert refusal(train(prepared)) is None
+    again = signed(prepared, a_task(prepared, **{**plain, "run": "again"}))
+    assert refusal(ask(prepared, SITE, again)) == "budget-plain"
