@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NamedTuple
 
 import typer
 
@@ -26,7 +26,7 @@ class AuditContradicts(TrustError):
 
 
 class StillSealed(InputError):
-    """The audit of a sealed organ is inside, and needs a key."""
+    """What a sealed organ says is inside, and needs a key."""
 
     code = "audit-sealed"
 
@@ -83,20 +83,30 @@ def _read(file: Path) -> _Said:
     from not_fed.envelope.passport import MAX_PASSPORT_BYTES, parse_passport
 
     with files.open_regular(file) as stream:
-        start = stream.read(len(SEALED_START))
-        if start == SEALED_START:
-            raise StillSealed(
-                where=file.name, expected="an organ or a passport", got="a sealed organ",
-                hint="`not-fed open` it, or `not-fed verify --identity` shows its audit beside its claim",
-            )  # fmt: skip
+        start = require_open(stream, where=file.name)
         if not start.startswith(b"{"):
-            stream.seek(0)
             manifest = read_manifest(check_organ_header(stream, file.stat().st_size), where=file.name)
             training = manifest.training
             engine = (training or {}).get("engine")
             return _Said("manifest", DpClaim.from_training(training), AuditResult.from_training(training), engine)
     _, passport = parse_passport(files.read_regular(file, max_bytes=MAX_PASSPORT_BYTES).strip())
     return _Said("passport", passport.dp, passport.audit, None)
+
+
+def require_open(stream: BinaryIO, *, where: str) -> bytes:
+    """Refuse a sealed organ by its first bytes, which are returned; the stream is back at its start.
+
+    Raises:
+        StillSealed: it needs a key.
+    """
+    start = stream.read(len(SEALED_START))
+    if start == SEALED_START:
+        raise StillSealed(
+            where=where, expected="an organ or a passport", got="a sealed organ",
+            hint="`not-fed open` it, or `not-fed verify --identity` shows its audit beside its claim",
+        )  # fmt: skip
+    stream.seek(0)
+    return start
 
 
 def _judged(claim: DpClaim, audit: AuditResult) -> Judgement:

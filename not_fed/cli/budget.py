@@ -152,6 +152,7 @@ def _identified(ledger: Ledger, data: Path, unit: str | None, text_field: str) -
 def _head_of(path: Path) -> str | None:
     """The ledger's head in an organ's manifest or in a passport."""
     from not_fed import files
+    from not_fed.cli.audit import require_open
     from not_fed.envelope.claims import ledger_head_from_training
     from not_fed.envelope.header import check_organ_header
     from not_fed.envelope.manifest import read_manifest
@@ -161,6 +162,7 @@ def _head_of(path: Path) -> str | None:
         line = files.read_regular(path, max_bytes=MAX_PASSPORT_BYTES + 1).removesuffix(b"\n")
         return parse_passport(line)[1].ledger_head
     with files.open_regular(path) as file:
+        require_open(file, where=path.name)
         header = check_organ_header(file, path.stat().st_size, where=str(path))
     return ledger_head_from_training(read_manifest(header, where=str(path)).training)
 

@@ -156,7 +156,7 @@ def trust_lines(
         f"entry {logged.index} of {logged.origin}, in its checkpoint of {format_time(logged.time)}"
     )  # fmt: skip
     lines.append(("log", where))
-    return [*lines, *([("policy", f"all demands met: {', '.join(met)}")] if met else [])]
+    return [*lines, *([("policy", f"all demands met: {', '.join(dict.fromkeys(met))}")] if met else [])]
 
 
 def recomputed(passport: Passport) -> Epsilon | None:

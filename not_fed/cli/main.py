@@ -30,6 +30,7 @@ from not_fed.cli.output import report_error, say
 from not_fed.errors import NotFedError
 
 INTERRUPTED = 130  # as shells count: 128 and the signal's number
+STOPPED = "interrupted; nothing half-written was left behind; a training goes on when the same command is given again"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,17 +70,19 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads stall whoever shares the cores
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # how Typer passes ^C on
+            say(STOPPED)
         sys.exit(code if isinstance(code, int) else 0)
     except NotFedError as error:
         report_error(error, as_json=as_json)
         sys.exit(error.exit_code)
     except click.exceptions.Exit as done:
-        if done.exit_code == INTERRUPTED:  # how Typer passes ^C on
-            say("interrupted; nothing half-written was left behind")
+        if done.exit_code == INTERRUPTED:  # how other versions do
+            say(STOPPED)
         sys.exit(done.exit_code)
     except click.ClickException as error:
         error.show(sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        say("interrupted; nothing half-written was left behind")
+        say(STOPPED)
         sys.exit(INTERRUPTED)

@@ -125,3 +125,21 @@ def test_verify_wants_a_ledger_and_names_what_it_found(ask: Ask) -> None:
     )  # fmt: skip
     assert len(found["head"]) == 64
     assert "an old copy is whole, too" in ask("verify")[2]
+
+
+def test_a_sealed_organ_is_said_to_be_sealed_and_not_damaged(ask: Ask, own_ledger: Path, tmp_path: Path) -> None:
+    Ledger.at(own_ledger)
+    (tmp_path / "knee.sealed").write_bytes(b"age-encryption.org/v1\n" + bytes(100))
+    code, _, err = ask("verify", "--organ", "knee.sealed")
+    assert (code, "audit-sealed" in err) == (4, True)
+
+
+def test_an_interruption_says_what_it_left(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typer turns ^C into an exit code of its own, which once went by without a word."""
+
+    def pressed() -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("not_fed.privacy.ledger.ledger.ledger_folder", pressed)
+    code, out, err = ask("show")
+    assert (code, out, err.strip()) == (130, "", command.STOPPED)
