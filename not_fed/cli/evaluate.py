@@ -118,6 +118,7 @@ def _show_exact(measured: Perplexity, *, as_json: bool) -> None:
                 "measured on",
                 f"{measured.records:,} records, {measured.tokens:,} predicted tokens, {measured.seconds:.1f} s",
             ),
+            ("exact", "for your own eyes; --release-noise gives a number that may leave"),
         ],
     )
 
