@@ -75,7 +75,7 @@ def set_command(
 ) -> None:
     """Set the budget of these records, and of every earlier data set that they contain."""
     ledger = _ledger(home)
-    identity, chosen = _identified(ledger, data, unit, text_field)
+    identity, chosen = _identified(ledger, data, unit, text_field, new=True)
     before = ledger.standing(identity, unit=chosen, new_budget=True)
     if before.runs and epsilon > before.cap.epsilon:
         ask(f"raise it to {epsilon:g}, though {before.runs} runs have used these records?", yes=yes)
@@ -142,10 +142,19 @@ def _ledger(home: Path | None, *, must_exist: bool = False) -> Ledger:
     return Ledger.at(home / (policy.privacy.ledger if policy.privacy else "ledger"), must_exist=must_exist)
 
 
-def _identified(ledger: Ledger, data: Path, unit: str | None, text_field: str) -> tuple[DataIdentity, Unit]:
+def _identified(
+    ledger: Ledger, data: Path, unit: str | None, text_field: str, *, new: bool = False
+) -> tuple[DataIdentity, Unit]:
     from not_fed.organ.data import read_data
 
     records = read_data(data, text_field=text_field, unit=unit)
+    if new and records.unit == "record" and records.most_of_a_person > 1:
+        from not_fed.organ.units import UnitUnderstates
+
+        raise UnitUnderstates(
+            where="--unit", expected="the field that names the person, since somebody has several records",
+            got="record", hint="leave --unit out; an epsilon per record says little about such a person",
+        )  # fmt: skip
     return ledger.identify(records.texts, records.people), records.unit
 
 

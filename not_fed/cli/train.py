@@ -110,6 +110,10 @@ def train_command(
     seed: Annotated[int, typer.Option("--seed", help="Order of the records; never used for DP.")] = 0,
     text_field: TextField = "text",
     device: Device = "auto",
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Without privacy, though the records have a budget: for your own eyes alone."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and what it costs; train nothing.")
     ] = False,
@@ -130,6 +134,8 @@ def train_command(
         epsilon=epsilon, delta=delta, records_per_person=records_per_person, sample_rate=sample_rate,
         max_grad_norm=max_grad_norm, divisor=divisor, releases=tuple(release or ()), release_noise=release_noise,
     )  # fmt: skip
+    if wish is None and not plain:
+        _require_no_account(records)
     ledger = None if wish is None else _ledger()
     dp = None if wish is None or ledger is None else _plan(wish, records, ledger, epochs=passes)
     settings = TrainSettings(
@@ -173,6 +179,15 @@ def _require_epsilon(epsilon: float | None, *, unit: str | None, release: list[s
                 got="no --epsilon",
                 hint="add --epsilon 3, or leave it out and train without privacy",
             )
+
+
+def _require_no_account(records: Records) -> None:
+    """A run without privacy is refused on records that have a budget, unless --plain says that it is meant."""
+    from not_fed.privacy.ledger.ledger import FILE, Ledger, ledger_folder
+
+    if (ledger_folder() / FILE).is_file():
+        ledger = Ledger.at(ledger_folder())
+        ledger.require_no_account(ledger.identify(records.texts))
 
 
 def _ledger() -> Ledger:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
@@ -35,6 +35,10 @@ class Reserved(Protocol):
     @property
     def repeated_releases(self) -> Mapping[str, int]:
         """The same for the numbers that leave with noise, by name."""
+
+    @property
+    def spent(self) -> float | None:
+        """Epsilon by PLD of everything ever charged to these records, this run too; None where no ledger knows."""
 
     def start_step(self, *, remaining: int) -> None:
         """A step is about to begin; `remaining` are still to be started after it in this run."""
@@ -75,7 +79,11 @@ class ToLedger:
         """Raises BudgetSpent and its kin where the plan does not fit; then nothing is written."""
         data = self.ledger.identify(records.texts, records.people if plan.unit == "person" else None)
         held = self.ledger.reserve(data, name=self.name, plan=plan, run=self.run or run, purpose="train", cap=self.cap)
-        return _OneRun(held, later_runs=self.later_runs)
+        return _OneRun(
+            held,
+            later_runs=self.later_runs,
+            spent=lambda: self.ledger.standing(data, unit=plan.unit, limit=self.cap).spent.value,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +115,12 @@ def reserve(charge: Charge, records: Records, *, plan: DpPlan, resume: Resume) -
 class _OneRun:
     """One of a plan's runs, under the reservation for all of them."""
 
-    def __init__(self, held: Reservation, *, later_runs: int) -> None:
-        self._held, self._later_runs = held, later_runs
+    def __init__(self, held: Reservation, *, later_runs: int, spent: Callable[[], float]) -> None:
+        self._held, self._later_runs, self._spent = held, later_runs, spent
+
+    @property
+    def spent(self) -> float | None:
+        return self._spent()
 
     @property
     def head(self) -> str | None:
@@ -135,6 +147,7 @@ class _OneRun:
 
 class _Nothing:
     head: str | None = None
+    spent: float | None = None
     repeated_steps = 0
     repeated_releases: Mapping[str, int] = MappingProxyType({})
 

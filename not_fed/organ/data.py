@@ -14,6 +14,7 @@ from typing import Literal
 
 from not_fed import files
 from not_fed.errors import BudgetError, InputError
+from not_fed.privacy.ledger.identity import normalised
 
 MAX_DATA_BYTES = 64 << 30
 PERSON_FIELDS = (  # names of fields that hold a person's id, letters and digits alone; the first that is there counts
@@ -87,7 +88,7 @@ def read_data(path: Path, *, text_field: str = "text", unit: str | None = None) 
     Raises:
         NotAFile: no such file, or not a plain one.
         BadRecord: a broken line, a missing field, or a value that is not text; says file and line.
-        NoPerson: a record does not say whom it is about; says file and line.
+        NoPerson: a record does not say whom it is about; says file and line. Or ids differ in spelling alone.
         UnitSplitsPeople: the named field has several values for one person of a field that is known to name people.
         NoRecords: an empty file.
     Guarantees: an error names file, line and field, never a value. Ids are compared as text without surrounding space:
@@ -103,9 +104,23 @@ def read_data(path: Path, *, text_field: str = "text", unit: str | None = None) 
     if person_field is None:
         return Records(texts)
     people = tuple(_require_person(fields.get(person_field), path, number, person_field) for number, _, fields in rows)
+    _require_one_spelling(people, path=path, field=person_field)
     if not _known(person_field):
         _require_whole_people([fields for _, _, fields in rows], people, unit=person_field)
     return Records(texts, people, person_field, max(Counter(people).values()))
+
+
+def _require_one_spelling(people: Sequence[str], *, path: Path, field: str) -> None:
+    """Ids that differ in spelling alone are one person to the ledger, and would be two to training.
+
+    Proved by: tests/unit/test_data.py::test_ids_that_differ_in_spelling_alone_are_refused
+    """
+    if len({normalised(person) for person in people}) != len(set(people)):
+        raise NoPerson(
+            where=f"{path}, field {field}", expected="one spelling of each person's id",
+            got="ids that differ in case, white space or Unicode spelling alone",
+            hint="write each person's id in one way; nothing was read on",
+        )  # fmt: skip
 
 
 Fields = Mapping[str, object]

@@ -84,11 +84,13 @@ class PrivateSteps:
         plan: DpPlan,
         held: Reserved,
         declared_units: float | None,
+        goes_on: bool,
         source: RandomSource,
     ) -> None:
         """Use `begin`, which checks and reserves first."""
         self._data, self._engine, self._units, self._plan = data, engine, units, plan
         self._held, self._declared_units, self._source = held, declared_units, source
+        self._goes_on = goes_on
         self._shapes = {name: weight.shape for name, weight in engine.parameters.items()}
         self._probe = Probe(self._shapes, plan=plan, source=source)
         self._released: list[dict[str, Any]] = []
@@ -102,11 +104,14 @@ class PrivateSteps:
         plan: DpPlan,
         declared_units: float | None,
         engine: Engine,
+        goes_on: bool,
         reserve: Callable[[], Reserved],
         source: RandomSource,
     ) -> Self:
         """Everything that can fail for nothing, then the reservation.
 
+        Args:
+            goes_on: it starts from an organ, which may have seen these records in an earlier run.
         Raises:
             NoPeople, UnitUnderstates, SentinelDisagrees, UnknownModule: nothing was spent.
             BudgetSpent: it was refused; nothing was spent.
@@ -120,6 +125,7 @@ class PrivateSteps:
             plan=plan,
             held=reserve(),
             declared_units=declared_units,
+            goes_on=goes_on,
             source=source,
         )
 
@@ -179,6 +185,8 @@ class PrivateSteps:
         claim = self._plan.as_claim(
             repeated_steps=self._held.repeated_steps, repeated_releases=self._held.repeated_releases
         )
+        if self._goes_on and (spent := self._held.spent) is not None:
+            claim["epsilon"] = max(claim["epsilon"], spent)  # the start may have seen the records: all runs count
         return {
             "steps": self._plan.steps,
             "engine": self._engine.name,

@@ -216,6 +216,7 @@ def train(
             plan=plan,
             declared_units=settings.declared_units,
             engine=engine,
+            goes_on=start is not None,
             reserve=lambda: reserve(charge, whose, plan=plan, resume=resume),
             source=source,
         )

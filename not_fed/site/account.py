@@ -15,7 +15,7 @@ from not_fed import files
 from not_fed.envelope.passport import MAX_PASSPORT_BYTES, parse_passport
 from not_fed.envelope.receipt import Receipt, sign_receipt
 from not_fed.envelope.task import Task
-from not_fed.errors import BudgetError, TrustError
+from not_fed.errors import TrustError
 from not_fed.home import Home
 from not_fed.organ.data import Records
 from not_fed.privacy.accounting import DpPlan
@@ -24,12 +24,6 @@ from not_fed.privacy.ledger.reservation import Reservation
 from not_fed.site.policy import PrivacyPolicy
 
 ORGANS = "organs"
-
-
-class PlainAfterPrivate(BudgetError):
-    """A run without privacy, on records that were promised some."""
-
-    code = "budget-plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +45,11 @@ class RoundAccount:
     def head(self) -> str | None:
         """Digest of the ledger's newest row."""
         return self.held.head
+
+    @property
+    def spent(self) -> float | None:
+        """A federation's run starts from the base and covers its own rounds: its plan says it all."""
+        return None
 
     @property
     def repeated_steps(self) -> int:
@@ -122,19 +121,14 @@ def require_unspent(home: Home, *, records: Records, policy: PrivacyPolicy) -> N
     """Refuse to train without privacy on records of which a private run was made: no budget covers that.
 
     Raises:
-        PlainAfterPrivate: there is one in the ledger. UnitsMixed: there is one under another unit.
+        PlainAfterPrivate: there is one in the ledger, or a budget.
     Proved by: tests/attacks/test_site_account.py::test_records_with_a_privacy_account_are_not_trained_on_plainly
     """
     folder = home.inside(policy.ledger)
     if not folder.is_dir():
         return
     ledger = Ledger.at(folder)
-    data = ledger.identify(records.texts, records.people)
-    if ledger.standing(data, unit=records.unit).runs:
-        raise PlainAfterPrivate(
-            where="ledger", expected="a private run, as those before on these records", got="a run without privacy",
-            hint="nothing was trained; set required = true, or train on records that have no account",
-        )  # fmt: skip
+    ledger.require_no_account(ledger.identify(records.texts, records.people))
 
 
 def open_round(

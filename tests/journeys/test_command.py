@@ -165,6 +165,9 @@ def test_a_run_that_does_not_fit_is_refused_with_what_would_and_leaves_nothing(n
     assert "noise_multiplier" in planned["would_fit"]
     assert list(place.glob("*o.organ*")) == []
     assert not_fed("budget", "show", "notes.jsonl", "--json").json["runs"] == 0
+    plainly = not_fed(*TRAIN, "--out", "o.organ", "--json")
+    assert (plainly.code, plainly.json["code"]) == (7, "budget-plain")
+    assert not_fed(*TRAIN, "--plain", "--dry-run", "--json").code == 0
 
 
 def enrol(not_fed: Run, *names: str) -> None:

@@ -172,3 +172,10 @@ def test_texts_alone_can_be_read_from_a_file_with_a_broken_persons_field(tmp_pat
 
 def test_records_do_not_print_their_texts_or_people() -> None:
     assert SECRET not in repr(Records((SECRET,), (SECRET,), "patient_id", 1))
+
+
+def test_ids_that_differ_in_spelling_alone_are_refused(tmp_path: Path) -> None:
+    """The ledger knows them as one person; as two, one person would have two clips."""
+    with pytest.raises(NoPerson, match="spelling"):
+        read_data(written(tmp_path, "d.csv", "text,patient_id\na,P-1\nb,p-1\n"))
+    assert read_data(written(tmp_path, "e.csv", "text,patient_id\na,P-1\nb,P-1\n")).people == ("P-1", "P-1")

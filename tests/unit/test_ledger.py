@@ -15,7 +15,7 @@ from not_fed.errors import InputError
 from not_fed.privacy.accounting import BadPlan, NoisedRelease, WeakEpsilon, compose
 from not_fed.privacy.ledger.ledger import FOLDER, Ledger, LedgerMissing, ReservationChanged, ledger_folder
 from not_fed.privacy.ledger.reservation import ReservationOver, StepsStarted
-from not_fed.privacy.ledger.scope import BudgetSpent, DeltaDiffers, UnitsMixed
+from not_fed.privacy.ledger.scope import BudgetSpent, DeltaDiffers, PlainAfterPrivate, UnitsMixed
 from tests.support.ledgers import DELTA, budgeted, notes, plan, run
 
 
@@ -281,6 +281,18 @@ def test_a_dry_run_says_what_reserving_would_do_and_does_nothing(folder: Path) -
     stranger = ledger.would_cost(ledger.identify(["new"]), plan=plan())
     assert (stranger.allowed, stranger.now.runs, stranger.now.cap.epsilon) == (True, 0, 10.0)
     assert ledger.verify() == rows
+
+
+@pytest.mark.parametrize("people", [None, ["p", "p", "q"]], ids=["record", "person"])
+def test_records_with_an_account_are_not_trained_on_without_privacy(folder: Path, people: list[str] | None) -> None:
+    ledger = Ledger.at(folder)
+    texts = ["a", "b", "c"]
+    unit = "record" if people is None else "person"
+    ledger.require_no_account(ledger.identify(texts))
+    ledger.set_budget(ledger.identify(texts, people), name="n", unit=unit, epsilon=3.0, delta=DELTA)  # type: ignore[arg-type]
+    with pytest.raises(PlainAfterPrivate):
+        ledger.require_no_account(ledger.identify(["c", "x"]))  # one shared record is enough
+    ledger.require_no_account(ledger.identify(["x", "y"]))
 
 
 def test_history_says_each_run_alone_and_composed(folder: Path) -> None:

@@ -23,6 +23,7 @@ from not_fed.organ.data import Records
 from not_fed.organ.evaluate import Evaluator
 from not_fed.organ.extract import extract
 from not_fed.organ.layout import Layout
+from not_fed.organ.organ import OrganInfo
 from not_fed.organ.steps import SpanData
 from not_fed.organ.train import Speed, Trained, TrainSettings, train
 from not_fed.organ.units import NoPeople, UnitUnderstates
@@ -285,6 +286,23 @@ def test_a_second_run_of_the_same_command_pays_again(
     for name in "ab":
         run(base, tmp_path / name, charge=ToLedger(ledger=ledger, name="notes"))
     assert charged(own_ledger) == started(own_ledger) == 2 * PLAN.steps
+
+
+def test_a_claim_from_an_organ_counts_all_that_the_records_ever_spent(
+    base: Base, tmp_path: Path, ledger: Ledger
+) -> None:
+    """The second organ has seen the records in both runs, so its epsilon alone would be too small."""
+    account = ToLedger(ledger=ledger, name="notes")
+    first = run(base, tmp_path / "a", charge=account).organ
+    second = train(base, records=TEXTS, settings=SETTINGS, out=tmp_path / "b", init=first.path, charge=account).organ
+    fresh = run(base, tmp_path / "c", charge=account).organ  # from the base: what it has seen is its own run's
+
+    def said(organ: OrganInfo) -> float:
+        assert organ.manifest.training is not None
+        return float(organ.manifest.training["dp"]["epsilon"])
+
+    assert said(first) == said(fresh) == PLAN.epsilon().value
+    assert said(second) == replace(PLAN, runs=2).epsilon().value
 
 
 def test_a_plan_of_several_runs_is_reserved_once_and_committed_with_the_last(

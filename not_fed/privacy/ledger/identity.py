@@ -106,7 +106,7 @@ class HashKey:
         return DataIdentity(members, fingerprint_of(members), people is not None)
 
     def _hash(self, kind: bytes, text: str) -> bytes:
-        return kind + hmac.digest(self._key, kind + _normalised(text), "sha256")[:_HASH_BYTES]
+        return kind + hmac.digest(self._key, kind + normalised(text), "sha256")[:_HASH_BYTES]
 
 
 def fingerprint_of(members: Iterable[bytes]) -> str:
@@ -117,7 +117,8 @@ def fingerprint_of(members: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _normalised(text: str) -> bytes:
+def normalised(text: str) -> bytes:
+    """A record or an id as the ledger compares it: case, white space and Unicode spelling do not matter."""
     spelled = text if text.isascii() else unicodedata.normalize("NFKC", text)
     return " ".join(spelled.casefold().split()).encode("utf-8", "surrogatepass")
 

@@ -23,7 +23,7 @@ from not_fed.privacy.ledger.check import check_counters, check_heads, check_memb
 from not_fed.privacy.ledger.identity import KEY_FILE, DataIdentity, HashKey, wrong_key
 from not_fed.privacy.ledger.reservation import Reservation, ReservationOver
 from not_fed.privacy.ledger.rows import SCHEMA, append, newest_head, read_rows
-from not_fed.privacy.ledger.scope import DEFAULT_EPSILON, Scope, scope_of
+from not_fed.privacy.ledger.scope import DEFAULT_EPSILON, PlainAfterPrivate, Scope, UnitsMixed, scope_of
 from not_fed.privacy.ledger.statement import Cost, Entry, Standing, cost_of, history_of, standing_of
 from not_fed.store import Store
 
@@ -177,6 +177,25 @@ class Ledger:
         with self._reading() as (database, book):
             scope = scope_of(database, book, data=data, unit=unit, new_budget=new_budget)
         return standing_of(scope, limit=limit)
+
+    def require_no_account(self, data: DataIdentity) -> None:
+        """Refuse a run without privacy on records that have a budget, or that a private run was made of.
+
+        Raises:
+            PlainAfterPrivate: some of them have, under whatever unit of privacy.
+        Proved by: tests/unit/test_ledger.py::test_records_with_an_account_are_not_trained_on_without_privacy
+        """
+        try:
+            standing = self.standing(data, unit="record")
+            known = standing.runs > 0 or standing.explicit
+        except UnitsMixed:
+            known = True
+        if known:
+            raise PlainAfterPrivate(
+                where="ledger", expected="a private run: these records have a privacy budget, or some of them",
+                got="a run without privacy, which no budget covers",
+                hint="nothing was trained; ask for an epsilon, or use records that have no account",
+            )  # fmt: skip
 
     def unit_of(self, data: DataIdentity) -> Unit | None:
         """The unit by which exactly these records are accounted for, if they are."""

@@ -38,6 +38,12 @@ class UnitsMixed(BudgetError):
     code = "budget-unit"
 
 
+class PlainAfterPrivate(BudgetError):
+    """A run without privacy, on records that were promised some."""
+
+    code = "budget-plain"
+
+
 class DeltaDiffers(BudgetError):
     """An account has one delta."""
 
