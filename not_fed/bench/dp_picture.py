@@ -38,8 +38,9 @@ def utility_picture(result: Mapping[str, Any]) -> bytes:
         textcoords="offset points", color="0.35", fontsize=9,
     )  # fmt: skip
     axes.set_xticks(range(len(epsilons)), [_name(epsilon).replace(" (", "\n(") for epsilon in epsilons])
+    axes.set_xlim(-0.25, len(epsilons) - 0.55)
     axes.set_xlabel(f"epsilon at delta {result['delta']:g}, per record (one added or removed); smaller protects more")
-    axes.set_ylabel("held-out perplexity, full vocabulary; lower is better")
+    axes.set_ylabel("held-out perplexity (lower is better)")
     axes.grid(axis="y", color="0.92")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8.5)
@@ -84,4 +85,4 @@ def _order(epsilon: float | None) -> float:
 
 
 def _name(epsilon: float) -> str:
-    return "∞ (no clip, no noise)" if epsilon == float("inf") else f"{epsilon:g}"
+    return "∞ (no noise)" if epsilon == float("inf") else f"{epsilon:g}"

@@ -202,7 +202,7 @@ def test_the_picture_says_who_wins_where_and_a_method_alone_wins_nothing() -> No
     rows = [_row("organ", 3.0, 50.0), _row("lora", 3.0, 40.0), _row("organ", 1.0, 60.0), _row("lora", 1.0, 65.0),
             _row("organ", None, 30.0), _row("lora", None, 20.0), _row("organ", 3.0, 10.0, setting="large")]  # fmt: skip
     found = conclusion(rows)
-    assert found == "Best under one budget: organ at ε = 1; LoRA at ε = 3, ∞ (no clip, no noise)"
+    assert found == "Best under one budget: organ at ε = 1; LoRA at ε = 3, ∞ (no noise)"
     result = {"rows": rows, "base": {"private 0": {"value": 70.0}}, "seeds": [0], "delta": 1e-5}
     assert utility_picture(result).startswith(b"\x89PNG")
 
