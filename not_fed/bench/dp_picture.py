@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from not_fed.bench.dp_utility import NAMES
+from not_fed.bench.dp_settings import NAMES
 from not_fed.errors import InputError
 
 COLOURS = {"organ": "#0072b2", "lora": "#d55e00", "full": "#009e73"}  # Okabe and Ito: told apart by everybody

@@ -13,15 +13,16 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from not_fed import files
+from not_fed.bench.dp_settings import NAMES, Setting, Size
 from not_fed.bench.dp_texts import BenchTexts
-from not_fed.bench.dp_trainee import Corpus, MethodName, Precision, Recipe, Trainee
+from not_fed.bench.dp_trainee import Corpus, MethodName, Recipe, Trainee
 from not_fed.bench.harness import machine
 from not_fed.errors import InputError
 from not_fed.organ.anatomy import Span
@@ -31,83 +32,12 @@ from not_fed.progress import Progress, silent
 
 SCHEMA = "not-fed/bench-dp-utility/1"
 DELTA = 1e-5
-SPAN = Span(26, 29)
 CLIP_SHARE = 0.25  # of the median norm of a public record's gradient
 NORM_RECORDS = 24
 LIBRARIES = ("not-fed", "torch", "transformers", "peft", "dp-accounting", "numpy")
-NAMES: dict[MethodName, str] = {"organ": "organ", "lora": "LoRA, all linear layers (PEFT)", "full": "full fine-tuning"}
 COLUMNS = ("setting", "method", "learns", "epsilon", "noise", "perplexity", "over seeds", "of base", "rate, of tried")
 
 Stage = Literal["rehearsal", "private"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
-    """Learning rates that a sweep begins with, two or more; it goes on past an end that is best."""
-
-    private: tuple[float, ...]
-    plain: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """One way to sample, and what is compared under it.
-
-    Attributes:
-        epsilons: None is a run without clip and noise.
-        anchor: the epsilon that the private runs' learning rate is chosen at.
-        methods: which are compared, with the learning rates that their sweeps begin with.
-    """
-
-    name: str
-    sample_rate: float
-    steps: int
-    epsilons: tuple[float | None, ...]
-    anchor: float
-    methods: dict[MethodName, Rates]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """How much of it."""
-
-    records: int
-    held_out: int
-    seeds: tuple[int, ...]
-    settings: tuple[Setting, ...]
-    rank: int = 8
-    precision: Precision = "bfloat16"
-    most_rates: int = 4
-
-
-LARGE = Setting(
-    name="large samples",
-    sample_rate=0.2,
-    steps=10,
-    epsilons=(8.0, 3.0, 1.0),
-    anchor=3.0,
-    methods={"organ": Rates(private=(8e-3, 1.6e-2), plain=())},
-)
-SIDE_BY_SIDE = Setting(
-    name="side by side",
-    sample_rate=0.04,
-    steps=4,
-    epsilons=(None, 8.0, 3.0, 1.0),
-    anchor=3.0,
-    methods={
-        "organ": Rates(private=(1.6e-2, 3.2e-2), plain=(2e-3, 4e-3)),
-        "lora": Rates(private=(1e-2, 2e-2), plain=(5e-3, 1e-2)),
-        "full": Rates(private=(1e-3, 2e-3), plain=(5e-4, 1e-3)),
-    },
-)
-FULL = Size(records=1500, held_out=200, seeds=(0, 1, 2), settings=(SIDE_BY_SIDE, LARGE))
-QUICK = Size(
-    records=120,
-    held_out=30,
-    seeds=(0,),
-    settings=(replace(SIDE_BY_SIDE, sample_rate=0.1, steps=3, epsilons=(None, 3.0)),),
-    most_rates=2,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,13 +262,22 @@ def _rows(content: dict[str, Any], size: Size) -> Iterator[dict[str, Any]]:
                 job for job in content["jobs"].values() if (job["setting"], job["method"]) == (setting.name, method)
             ]
             for epsilon in setting.epsilons:
-                seeds = [job for job in same if job["stage"] == "private" and job["epsilon"] == epsilon]
-                values = [job["perplexity"]["value"] for job in seeds]
-                bases = [content["base"][f"private {job['seed']}"]["value"] for job in seeds]
                 anchor = None if epsilon is None else setting.anchor
-                tried = [job for job in same if job["stage"] == "rehearsal" and job["epsilon"] == anchor]
+                tried = {
+                    job["recipe"]["lr"]: job["perplexity"]["value"]
+                    for job in same
+                    if job["stage"] == "rehearsal" and job["epsilon"] == anchor
+                }
+                chosen = min(tried, key=lambda lr: tried[lr], default=None)  # a sweep that went on may choose anew
+                seeds = [
+                    job
+                    for job in same
+                    if job["stage"] == "private" and job["epsilon"] == epsilon and job["recipe"]["lr"] == chosen
+                ]
                 if not seeds:
                     continue
+                values = [job["perplexity"]["value"] for job in seeds]
+                bases = [content["base"][f"private {job['seed']}"]["value"] for job in seeds]
                 yield {
                     "setting": setting.name,
                     "method": method,
@@ -352,7 +291,7 @@ def _rows(content: dict[str, Any], size: Size) -> Iterator[dict[str, Any]]:
                     "of_base": statistics.mean(value / base for value, base in zip(values, bases, strict=True)),
                     "lr": seeds[0]["recipe"]["lr"],
                     "clip": seeds[0]["recipe"]["clip"],
-                    "tried": sorted(job["recipe"]["lr"] for job in tried),
+                    "tried": sorted(tried),
                     "cpu_seconds": statistics.mean(job["cpu_seconds"] for job in seeds),
                 }
 

@@ -145,8 +145,9 @@ def _dp_utility(*, quick: bool, base: str, out: Path | None, picture: Path | Non
 
     from not_fed import files
     from not_fed.bench.dp_picture import utility_picture
+    from not_fed.bench.dp_settings import FULL, QUICK, SPAN
     from not_fed.bench.dp_texts import bench_texts
-    from not_fed.bench.dp_utility import FULL, QUICK, SPAN, bench_utility, table
+    from not_fed.bench.dp_utility import bench_utility, table
     from not_fed.resources.bases import find_base
 
     if out is None:

@@ -12,11 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from not_fed.bench import dp_speed, dp_utility
 from not_fed.bench.dp_picture import conclusion, utility_picture
+from not_fed.bench.dp_settings import Rates, Setting, Size
 from not_fed.bench.dp_speed import NAMES, STEP_RECORDS, bench_speed, extra_peak_mb
 from not_fed.bench.dp_subjects import Kind, Subject
 from not_fed.bench.dp_texts import BenchTexts
 from not_fed.bench.dp_trainee import Recipe, Trainee, noisy_on_two_threads, schedule
-from not_fed.bench.dp_utility import Rates, Setting, Size, bench_utility, sweep
+from not_fed.bench.dp_utility import bench_utility, sweep
 from not_fed.cli import main as command
 from not_fed.errors import InputError
 from not_fed.organ.anatomy import Span
@@ -147,6 +148,25 @@ def test_every_method_is_rehearsed_on_public_text_and_measured_on_private_text_u
     other = Size(records=20, held_out=6, seeds=(0,), settings=(SETTING,), rank=2, precision="float32")
     with pytest.raises(InputError, match="of the same size"):
         bench_utility(base, texts=texts(30), span=Span(2, 4), size=other, out=out)
+
+
+def test_runs_at_a_rate_that_a_longer_sweep_no_longer_chooses_are_not_averaged_in() -> None:
+    def job(stage: str, lr: float, perplexity: float, epsilon: float | None = None) -> dict[str, object]:
+        return {
+            "setting": "tiny", "method": "organ", "stage": stage, "epsilon": epsilon, "seed": 0, "weights": 1,
+            "recipe": {"lr": lr, "clip": 1.0}, "perplexity": {"value": perplexity}, "noise_multiplier": 0.0,
+            "cpu_seconds": 1.0,
+        }  # fmt: skip
+
+    jobs = [
+        job("rehearsal", 0.1, 50.0),
+        job("rehearsal", 0.2, 40.0),
+        job("private", 0.1, 51.0),
+        job("private", 0.2, 41.0),
+    ]
+    content = {"jobs": {str(i): one for i, one in enumerate(jobs)}, "base": {"private 0": {"value": 82.0}}}
+    (row,) = dp_utility.summary(content, SIZE)["rows"]
+    assert (row["lr"], row["values"], row["of_base"]) == (0.2, [41.0], 0.5)
 
 
 def test_training_learns_and_reset_undoes_it(tmp_path: Path) -> None:
