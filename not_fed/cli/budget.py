@@ -145,7 +145,7 @@ def _ledger(home: Path | None, *, must_exist: bool = False) -> Ledger:
 def _identified(
     ledger: Ledger, data: Path, unit: str | None, text_field: str, *, new: bool = False
 ) -> tuple[DataIdentity, Unit]:
-    from not_fed.organ.data import read_data
+    from not_fed.organ.data import identify_records, read_data
 
     records = read_data(data, text_field=text_field, unit=unit)
     if new and records.unit == "record" and records.most_of_a_person > 1:
@@ -155,7 +155,7 @@ def _identified(
             where="--unit", expected="the field that names the person, since somebody has several records",
             got="record", hint="leave --unit out; an epsilon per record says little about such a person",
         )  # fmt: skip
-    return ledger.identify(records.texts, records.people), records.unit
+    return identify_records(ledger, records, unit=records.unit), records.unit
 
 
 def _head_of(path: Path) -> str | None:

@@ -68,14 +68,14 @@ def evaluate_command(
             where="not-fed evaluate", expected="--declared-units together with --release-noise", got="no such option",
             hint="declare about how many units there are: a public number, never counted",
         )  # fmt: skip
-    from not_fed.organ.data import read_data
+    from not_fed.organ.data import identify_records, read_data
     from not_fed.organ.measured import measure, plan_measurement
     from not_fed.privacy.ledger.ledger import Ledger, ledger_folder
     from not_fed.resources.bases import find_base
 
     records = read_data(data, text_field=text_field, unit=unit)
     ledger = Ledger.at(ledger_folder())
-    identity = ledger.identify(records.texts, records.people)
+    identity = identify_records(ledger, records, unit=records.unit)
     standing = ledger.standing(identity, unit=records.unit)
     plan = plan_measurement(
         records, noise_multiplier=release_noise, declared_units=declared_units, delta=delta or standing.cap.delta

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from not_fed.organ.train import Precision
     from not_fed.privacy.accounting import DpPlan
     from not_fed.privacy.ledger.ledger import Ledger
-    from not_fed.privacy.ledger.statement import Cost
+    from not_fed.privacy.ledger.statement import Standing
 
 
 class EngineName(StrEnum):
@@ -122,7 +122,7 @@ def train_command(
     """Train a span in place on your records; all else stays frozen. An interrupted run goes on when started again."""
     from not_fed.organ.anatomy import Span
     from not_fed.organ.charging import ToLedger
-    from not_fed.organ.data import read_data
+    from not_fed.organ.data import identify_records, read_data
     from not_fed.organ.train import Speed, TrainSettings, train
     from not_fed.resources.bases import find_base
 
@@ -137,7 +137,10 @@ def train_command(
     if wish is None and not plain:
         _require_no_account(records)
     ledger = None if wish is None else _ledger()
-    dp = None if wish is None or ledger is None else _plan(wish, records, ledger, epochs=passes)
+    identity = None if ledger is None else identify_records(ledger, records, unit=records.unit)
+    dp = None
+    if wish is not None and ledger is not None and identity is not None:
+        dp = _plan(wish, records, ledger.standing(identity, unit=records.unit), epochs=passes)
     settings = TrainSettings(
         span=Span.parse(span), lr=lr or (2e-3 if dp is None else 1e-2), epochs=passes, batch_tokens=batch_tokens,
         max_tokens=max_tokens, seed=seed, dp=dp, engine=engine.value,
@@ -148,7 +151,9 @@ def train_command(
         found = find_base(base, progress=progress)
         settings.span.check_inside(found.layers, where=str(found.folder))
         if dry_run:
-            cost = None if ledger is None or dp is None else _cost(ledger, records, dp)
+            cost = None
+            if ledger is not None and identity is not None and dp is not None:
+                cost = ledger.would_cost(identity, plan=dp)
             show_planned(found, records, settings, cost=cost, as_json=as_json)
             return
         if out is None:
@@ -196,15 +201,14 @@ def _ledger() -> Ledger:
     return Ledger.at(ledger_folder())
 
 
-def _plan(wish: Wish, records: Records, ledger: Ledger, *, epochs: int) -> DpPlan:
+def _plan(wish: Wish, records: Records, standing: Standing, *, epochs: int) -> DpPlan:
     """Everything fixed before the records are looked at; only the unit follows from them, and the account's delta."""
     from not_fed.organ.units import require_unit
     from not_fed.privacy.accounting import NoisedRelease, plan_dp
 
-    data = ledger.identify(records.texts, records.people)
     plan = plan_dp(
         epsilon=wish.epsilon,
-        delta=ledger.standing(data, unit=records.unit).cap.delta if wish.delta is None else wish.delta,
+        delta=standing.cap.delta if wish.delta is None else wish.delta,
         sample_rate=wish.sample_rate,
         steps=max(1, round(epochs / wish.sample_rate)) if wish.sample_rate > 0 else 1,
         max_grad_norm=wish.max_grad_norm,
@@ -218,10 +222,6 @@ def _plan(wish: Wish, records: Records, ledger: Ledger, *, epochs: int) -> DpPla
     if plan.delta * units >= 1:
         say(f"warning: delta {plan.delta:g} is not below one over the number of units, of which there are {units:,}")
     return plan
-
-
-def _cost(ledger: Ledger, records: Records, plan: DpPlan) -> Cost:
-    return ledger.would_cost(ledger.identify(records.texts, records.people), plan=plan)
 
 
 def _precision(wanted: PrecisionName, *, device: str, private: bool) -> Precision:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from not_fed.errors import InputError, NotFedError
-from not_fed.organ.data import Records
+from not_fed.organ.data import Records, identify_records
 from not_fed.organ.resume import Resume
 from not_fed.privacy.accounting import DpPlan
 from not_fed.privacy.ledger.ledger import Ledger
@@ -77,7 +77,7 @@ class ToLedger:
 
     def reserve(self, records: Records, *, plan: DpPlan, run: str) -> Reserved:
         """Raises BudgetSpent and its kin where the plan does not fit; then nothing is written."""
-        data = self.ledger.identify(records.texts, records.people if plan.unit == "person" else None)
+        data = identify_records(self.ledger, records, unit=plan.unit)
         held = self.ledger.reserve(data, name=self.name, plan=plan, run=self.run or run, purpose="train", cap=self.cap)
         return _OneRun(
             held,

@@ -14,7 +14,8 @@ from typing import Literal
 
 from not_fed import files
 from not_fed.errors import BudgetError, InputError
-from not_fed.privacy.ledger.identity import normalised
+from not_fed.privacy.ledger.identity import DataIdentity, normalised
+from not_fed.privacy.ledger.ledger import Ledger
 
 MAX_DATA_BYTES = 64 << 30
 PERSON_FIELDS = (  # names of fields that hold a person's id, letters and digits alone; the first that is there counts
@@ -67,6 +68,11 @@ class Records:
     def unit(self) -> Literal["record", "person"]:
         """The unit of privacy that these records were read for."""
         return "record" if self.people is None else "person"
+
+
+def identify_records(ledger: Ledger, records: Records, *, unit: Literal["record", "person"]) -> DataIdentity:
+    """What a ledger knows these records by when they are accounted for by this unit of privacy."""
+    return ledger.identify(records.texts, records.people if unit == "person" else None)
 
 
 def read_records(path: Path, *, text_field: str = "text") -> list[str]:

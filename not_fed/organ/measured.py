@@ -11,7 +11,7 @@ from pathlib import Path
 
 from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import Base
-from not_fed.organ.data import Records
+from not_fed.organ.data import Records, identify_records
 from not_fed.organ.evaluate import Evaluator
 from not_fed.organ.organ import read_organ
 from not_fed.organ.units import Units
@@ -66,14 +66,11 @@ def measure(
     )
     units = Units.of(records, evaluator.lengths, plan=plan)
     evaluator.put_in(organ)
-    people = records.people if plan.unit == "person" else None
-    held = ledger.reserve(
-        ledger.identify(records.texts, people), name=name, plan=plan, run=secrets.token_hex(16), purpose="metric"
-    )
+    data = identify_records(ledger, records, unit=plan.unit)
+    held = ledger.reserve(data, name=name, plan=plan, run=secrets.token_hex(16), purpose="metric")
     held.start_step(remaining=0)
-    means = evaluator.mean_losses()
     released = release_mean_loss(
-        [sum(means[index] for index in unit) / len(unit) for unit in units.members if unit],
+        units.means(evaluator.mean_losses()),
         release=NoisedRelease(name=MEAN_LOSS, noise_multiplier=held.plan.noise_multiplier),
         declared_units=plan.divisor,
         source=source,

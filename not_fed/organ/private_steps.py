@@ -232,4 +232,4 @@ class PrivateSteps:
             sums = losses.new_zeros(len(micro)).index_add(0, layout.owners(), losses)
             for index, mean in zip(micro, sums.div(layout.lengths).tolist(), strict=True):
                 means[index] = mean
-        return [sum(means[index] for index in unit) / len(unit) for unit in self._units.members if unit]
+        return self._units.means(means)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from not_fed.errors import BudgetError, InputError
 from not_fed.organ.data import Records
@@ -78,6 +79,10 @@ class Units:
         with keystream(source) as stream:
             drawn = [self._choose(self.members[place], stream.words(len(self.members[place]))) for place in joined]
         return [unit for unit in drawn if unit]
+
+    def means(self, of_records: Sequence[float] | NDArray[np.float64]) -> list[float]:
+        """Each unit's mean of a number of its records, all of them; units without a record are left out."""
+        return [sum(float(of_records[index]) for index in unit) / len(unit) for unit in self.members if unit]
 
     def _choose(self, members: Unit, words: Words) -> Unit:
         if len(members) <= self.most:

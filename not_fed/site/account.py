@@ -17,7 +17,7 @@ from not_fed.envelope.receipt import Receipt, sign_receipt
 from not_fed.envelope.task import Task
 from not_fed.errors import TrustError
 from not_fed.home import Home
-from not_fed.organ.data import Records
+from not_fed.organ.data import Records, identify_records
 from not_fed.privacy.accounting import DpPlan
 from not_fed.privacy.ledger.ledger import Ledger
 from not_fed.privacy.ledger.reservation import Reservation
@@ -147,7 +147,7 @@ def open_round(
     Proved by: tests/attacks/test_site_account.py::test_every_way_to_ask_again_is_charged_to_one_account,
         tests/attacks/test_site_account.py::test_a_site_file_never_raises_a_budget_that_somebody_set
     """
-    data = ledger.identify(records.texts, records.people if plan.unit == "person" else None)
+    data = identify_records(ledger, records, unit=plan.unit)
     ledger.set_budget(data, name=name, unit=plan.unit, epsilon=policy.budget, delta=policy.delta, may_raise=False)
     held = ledger.reserve(data, name=name, plan=plan, run=run, cap=policy.budget)
     return RoundAccount(held, later_runs)
@@ -155,7 +155,7 @@ def open_round(
 
 def account_notes(ledger: Ledger, *, records: Records, plan: DpPlan, policy: PrivacyPolicy) -> dict[str, object]:
     """Where the records stand with their budget after a round, for the site's own eyes."""
-    data = ledger.identify(records.texts, records.people if plan.unit == "person" else None)
+    data = identify_records(ledger, records, unit=plan.unit)
     standing = ledger.standing(data, unit=plan.unit, limit=policy.budget)
     return {
         "spent": standing.spent.value,

@@ -54,4 +54,5 @@ def test_a_training_with_empty_steps_passes_its_audit(base: Base, tmp_path: Path
 
 def test_correct_trainings_pass_twenty_of_twenty(base: Base, tmp_path: Path) -> None:
     for number in range(20):
-        trained(base, tmp_path / f"{number}.organ", plan=replace(PLAN, steps=3))
+        organ = trained(base, tmp_path / f"{number}.organ", plan=replace(PLAN, steps=3)).organ
+        assert (organ.manifest.training or {})["audit"]["verdict"] == "consistent"
