@@ -183,7 +183,10 @@ def _show(name: str, standing: Standing, *, as_json: bool) -> None:
         ("allowed", _said(standing, standing.cap.epsilon) + ("" if standing.explicit else UNSET)),
         ("spent", f"{_said(standing, standing.spent.value)}; by PLD, the number to report"),
         ("enforced", _enforced(standing)),
-        ("left", f"{_said(standing, standing.left, up=False)} for one further run, by the filter's count"),
+        (
+            "left",
+            f"{_said(standing, standing.left, up=False)} for one further run like the last",
+        ),
         ("runs", str(standing.runs)),
     ]
     if len(standing.accounts) > 1:

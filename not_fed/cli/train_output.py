@@ -122,7 +122,7 @@ def _private_lines(dp: DpPlan, cost: Cost, *, units: int, batch: float, prv: flo
     if cost.allowed:
         yield "then spent", _said(then.spent.value, dp)
         left = math.floor(100 * then.left) / 100  # never said larger than it is
-        yield "then left", f"{_said(left, dp)} for one further run"
+        yield "then left", f"{_said(left, dp)} for one further run like it"
     else:
         yield "refused", f"this run does not fit; {cost.fits}"
 

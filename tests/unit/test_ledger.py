@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from not_fed.errors import InputError
-from not_fed.privacy.accounting import BadPlan, NoisedRelease, WeakEpsilon, compose
+from not_fed.privacy.accounting import BadPlan, NoisedRelease, WeakEpsilon, compose, plan_dp
 from not_fed.privacy.ledger.ledger import FOLDER, Ledger, LedgerMissing, ReservationChanged, ledger_folder
 from not_fed.privacy.ledger.reservation import ReservationOver, StepsStarted
 from not_fed.privacy.ledger.scope import BudgetSpent, DeltaDiffers, PlainAfterPrivate, UnitsMixed
@@ -360,3 +360,13 @@ def test_the_folder_is_private_and_where_one_looks_for_it(
     assert modes.pop("mine") == 0o700
     assert set(modes.values()) == {0o600}
     assert os.environ[FOLDER] == str(tmp_path / "mine")
+
+
+def test_what_is_left_is_what_one_further_run_may_be_asked_for(folder: Path) -> None:
+    """As an epsilon by PLD, as everybody asks: a little less fits, a little more does not."""
+    ledger, data = budgeted(folder)
+    run(ledger, data, "one")
+    left = ledger.standing(data, unit="record").left
+    for share, fits in ((0.99, True), (1.01, False)):
+        wanted = plan_dp(epsilon=share * left, delta=DELTA, sample_rate=0.2, steps=10, max_grad_norm=1, divisor=10)
+        assert ledger.would_cost(data, plan=wanted).allowed is fits

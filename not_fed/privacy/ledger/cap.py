@@ -99,6 +99,20 @@ class Fits:
         return f"what would fit: {', or '.join(ways)}" if ways else "no plan with this sample rate fits any more"
 
 
+def least_noise(plan: DpPlan, *, caps: tuple[Cap, ...], others: Mechanisms = ()) -> DpPlan | None:
+    """The plan with about the least noise that every cap allows; None if no noise is enough.
+
+    Guarantees: as `what_fits`.
+    """
+
+    def allowed(grid: float, ticks: int) -> bool:
+        changed = replace(plan, noise_multiplier=ticks / TICKS)
+        return all(cap.allows(changed, others=others, grid=grid) for cap in caps)
+
+    ticks = _smallest(allowed, least=_LEAST_TICKS, most=_MOST_TICKS)
+    return None if ticks is None else replace(plan, noise_multiplier=ticks / TICKS)
+
+
 def what_fits(plan: DpPlan, *, caps: tuple[Cap, ...], others: Mechanisms = ()) -> Fits:
     """About the least noise with the plan's steps, and the most steps with its noise, that every cap allows.
 
@@ -111,16 +125,12 @@ def what_fits(plan: DpPlan, *, caps: tuple[Cap, ...], others: Mechanisms = ()) -
     def allowed(grid: float, changed: DpPlan) -> bool:
         return all(cap.allows(changed, others=others, grid=grid) for cap in caps)
 
-    def with_noise(ticks: int) -> DpPlan:
-        return replace(plan, noise_multiplier=ticks / TICKS)
-
     def without(steps: int) -> DpPlan:
         return replace(plan, steps=plan.steps - steps)
 
-    ticks = _smallest(lambda grid, at: allowed(grid, with_noise(at)), least=_LEAST_TICKS, most=_MOST_TICKS)
     dropped = _smallest(lambda grid, at: allowed(grid, without(at)), least=0, most=plan.steps - 1)
     return Fits(
-        quieter=None if ticks is None else with_noise(ticks), shorter=None if dropped is None else without(dropped)
+        quieter=least_noise(plan, caps=caps, others=others), shorter=None if dropped is None else without(dropped)
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from not_fed.privacy.accounting import DpPlan, Epsilon, Unit, mechanisms_of
 from not_fed.privacy.ledger.book import Charge
-from not_fed.privacy.ledger.cap import Cap, Fits, what_fits
+from not_fed.privacy.ledger.cap import Cap, Fits, least_noise, what_fits
 from not_fed.privacy.ledger.scope import RELATIONS, Scope
 from not_fed.privacy.mechanisms import Mechanisms, merged, pld_epsilon
 from not_fed.privacy.renyi import epsilon_from, renyi_divergence, renyi_epsilon
@@ -26,7 +26,8 @@ class Standing:
         spent: what was charged costs by PLD; the number to report.
         enforced: the same by the filter that is the hard stop; larger, and compared with the budget.
         by_pld: whether it is one plan that fits by PLD alone, so that nothing can follow.
-        left: what one further plan may cost, by the filter's own count.
+        left: epsilon, by PLD, that one further run may be asked for, at the rate and steps of the last one; the budget
+            while there is none.
         runs: how many reservations stand.
         accounts: names of every account that counts, since records or people are shared.
     """
@@ -87,7 +88,8 @@ class Entry:
 def standing_of(scope: Scope, *, limit: float | None = None, delta: float | None = None) -> Standing:
     """Read a scope; `delta` is for data that has no account."""
     caps = scope.caps(limit=limit, delta=delta or DEFAULT_DELTA)
-    return _standing(scope, caps, spent=scope.others, runs=len(scope.charges))
+    last = scope.charges[-1].plan if scope.charges else None
+    return _standing(scope, caps, spent=scope.others, runs=len(scope.charges), like=last)
 
 
 def cost_of(scope: Scope, plan: DpPlan, *, limit: float | None) -> Cost:
@@ -99,8 +101,8 @@ def cost_of(scope: Scope, plan: DpPlan, *, limit: float | None) -> Cost:
         plan=plan,
         alone=plan.epsilon(),
         renyi=renyi_epsilon(plan),
-        now=_standing(scope, caps, spent=others, runs=len(scope.charges)),
-        then=_standing(scope, caps, spent=after, runs=len(scope.charges) + 1),
+        now=_standing(scope, caps, spent=others, runs=len(scope.charges), like=plan),
+        then=_standing(scope, caps, spent=after, runs=len(scope.charges) + 1, like=plan),
         allowed=allowed,
         fits=None if allowed else what_fits(plan, caps=caps, others=others),
     )
@@ -122,7 +124,9 @@ def history_of(charges: Sequence[Charge]) -> list[Entry]:
     return entries
 
 
-def _standing(scope: Scope, caps: tuple[Cap, ...], *, spent: Mechanisms, runs: int) -> Standing:
+def _standing(
+    scope: Scope, caps: tuple[Cap, ...], *, spent: Mechanisms, runs: int, like: DpPlan | None
+) -> Standing:  # fmt: skip
     cap = caps[0]
     used = renyi_divergence(spent, order=cap.order)
     return Standing(
@@ -133,17 +137,17 @@ def _standing(scope: Scope, caps: tuple[Cap, ...], *, spent: Mechanisms, runs: i
         spent=_epsilon(spent, cap.delta, scope.unit),
         enforced=epsilon_from(used, delta=cap.delta, order=cap.order),
         by_pld=used > cap.bound,
-        left=max(0.0, min(_left(other, spent) for other in caps)),
+        left=_left(caps, spent, like=like),
         runs=runs,
         accounts=tuple(account.name for account in scope.sharing),
     )
 
 
-def _left(cap: Cap, spent: Mechanisms) -> float:
-    if not spent:
-        return cap.epsilon
-    left = cap.bound - renyi_divergence(spent, order=cap.order)
-    return epsilon_from(left, delta=cap.delta, order=cap.order) if left > 0 else 0.0
+def _left(caps: tuple[Cap, ...], spent: Mechanisms, *, like: DpPlan | None) -> float:
+    if not spent or like is None:
+        return caps[0].epsilon
+    widest = least_noise(like, caps=caps, others=spent)
+    return 0.0 if widest is None else widest.epsilon().value
 
 
 def _epsilon(mechanisms: Mechanisms, delta: float, unit: Unit) -> Epsilon:
