@@ -177,16 +177,14 @@ def _head_of(path: Path) -> str | None:
 
 
 def _show(name: str, standing: Standing, *, as_json: bool) -> None:
+    further = "one further run like the last" if standing.runs else "a first run"
     lines = [
         ("dataset", name),
         ("unit", f"per {standing.unit}: neighbouring data sets differ by {standing.relation}"),
         ("allowed", _said(standing, standing.cap.epsilon) + ("" if standing.explicit else UNSET)),
         ("spent", f"{_said(standing, standing.spent.value)}; by PLD, the number to report"),
         ("enforced", _enforced(standing)),
-        (
-            "left",
-            f"{_said(standing, standing.left, up=False)} for one further run like the last",
-        ),
+        ("left", f"{_said(standing, standing.left, up=False)} for {further}"),
         ("runs", str(standing.runs)),
     ]
     if len(standing.accounts) > 1:
