@@ -44,7 +44,8 @@ $(NODE_MODULES): tests/interop/package-lock.json $(VENV)/.installed
 	touch $@
 
 test: lint softhsm $(NODE_MODULES)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" --cov --cov-report= $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not deployment" --cov --cov-report= $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m deployment --cov --cov-append --cov-report= $(ARGS)
 	$(BIN)/pytest -m slow --cov --cov-append --cov-report=term $(ARGS)
 
 fuzz: install

@@ -15,6 +15,7 @@ from not_fed.cli import (
     audit,
     bench,
     budget,
+    coordinator,
     demo,
     envelope,
     evaluate,
@@ -25,6 +26,7 @@ from not_fed.cli import (
     organ,
     recall,
     roster,
+    site,
 )
 from not_fed.cli.output import report_error, say
 from not_fed.errors import NotFedError
@@ -39,7 +41,10 @@ app = typer.Typer(
     add_completion=True,
     help="Federated training of neural organs: records stay home, a sealed organ travels.",
 )
-groups = (demo, federation, organ, evaluate, envelope, intake, keys, roster, recall, log, budget, audit, attack, bench)
+groups = (
+    demo, site, coordinator, federation, organ, evaluate, envelope, intake, keys, roster, recall, log, budget, audit,
+    attack, bench,
+)  # fmt: skip
 for group in groups:
     group.register(app)
 

@@ -1,0 +1,1 @@
+"""How a sealed file is cut into chunks for the bank; shared by both ends."""
