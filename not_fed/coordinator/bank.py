@@ -100,6 +100,14 @@ class Bank:
             )
         return sealed, self.label(sha256)
 
+    def holds(self, sha256: str) -> bool:
+        """Whether a sealed organ of this digest is here."""
+        return self._path(sha256, "sealed").is_file()
+
+    def size(self, sha256: str) -> int:
+        """How large it is; raises NotInBank."""
+        return self.path(sha256).stat().st_size
+
     def label(self, sha256: str) -> bytes:
         """The label alone."""
         return files.read_regular(self._path(sha256, "label"), max_bytes=MAX_LABEL_BYTES)

@@ -9,26 +9,30 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from not_fed import canonical
 from not_fed.coordinator.bank import Bank
-from not_fed.coordinator.kept_log import open_log
+from not_fed.coordinator.kept_log import KeptLog, open_log
 from not_fed.coordinator.plan import FederationPlan, load_plan
-from not_fed.coordinator.state import Answered, CoordinatorState, Delivered, DeliveryKind, Status, Step
+from not_fed.coordinator.state import GOOD, Answered, CoordinatorState, Delivered, DeliveryKind, Status, Step
+from not_fed.envelope.label import Label, check_label
 from not_fed.envelope.logged import label_entry
 from not_fed.envelope.receipt import verify_receipt
-from not_fed.envelope.task import ParcelRef, Task, new_id, sign_task
+from not_fed.envelope.task import ParcelRef, Task, new_id, sign_task, verify_task
+from not_fed.envelope.waiting import COME_BACK
 from not_fed.errors import NotFedError, PeerError, TrustError
 from not_fed.home import Home
 from not_fed.trust.log_folder import LogFolder
+from not_fed.trust.roster import TrustedRoster
 
 log = logging.getLogger("not_fed.coordinator")
 
 TASK_VALIDITY = timedelta(days=7)
 _CODE = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+){0,7}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class TooFewAnswers(PeerError):
@@ -45,10 +49,16 @@ class WrongAnswer(TrustError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderedParcel:
-    """A sealed organ on its way to a site, with its label, and the log's proof where there is a log."""
+    """A sealed organ on its way to a site, with its label, and the log's proof where there is a log.
+
+    Attributes:
+        sealed: the bytes, when they travel with the order; else the site fetches them from the bank by their digest.
+    """
 
     label: bytes
-    sealed: bytes
+    sealed_sha256: str
+    size_bytes: int
+    sealed: bytes | None
     proof: bytes | None
 
 
@@ -61,6 +71,7 @@ class Order:
         parcels: those of its sealed organs that are not the site's own.
         log: the newest checkpoint and the proof that the log grew from what the site has seen; None without a log.
         receipt: the site's own, of an earlier private task: its ledger must know what it says.
+        inline_bytes: up to this size sealed organs travel in messages, both ways; None where there is no other way.
     """
 
     site: str
@@ -68,6 +79,7 @@ class Order:
     parcels: tuple[OrderedParcel, ...]
     log: bytes | None
     receipt: bytes | None
+    inline_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +87,7 @@ class Reply:
     """What a site answered, unchecked.
 
     Attributes:
+        sealed: the organ itself, or `banked`, the digest under which it was left in the bank.
         received: how many parcels it took, in answer to a receiving task.
         refused: an error code instead of an answer.
         left_out: parcels of others that it could not use: digest and error code of each.
@@ -83,10 +96,30 @@ class Reply:
 
     label: bytes | None = None
     sealed: bytes | None = None
+    banked: str | None = None
     received: int | None = None
     refused: str | None = None
     left_out: tuple[str, ...] = ()
     receipt: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Issued:
+    """The task of a step, as it is signed now."""
+
+    step: Step
+    line: bytes
+    task: Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Papers:
+    """What a site was sent of the log with a task: the same again when the same task goes out again."""
+
+    task: bytes
+    growth: bytes
+    size: int
+    proofs: Mapping[str, bytes]
 
 
 class Rounds:
@@ -95,89 +128,184 @@ class Rounds:
     def __init__(self, home: Path, *, now: datetime) -> None:
         self._home = Home(home)
         self.plan: FederationPlan = load_plan(home)
-        self.roster = self._home.roster(now)
+        self._inline_bytes = _inline_bytes(home)
         self._signer = self._home.signer()
         self.bank = Bank(home / "bank")
-        self.log = open_log(self._home, name=self.plan.name, roster=self.roster, now=now)
         self._log_sizes: dict[str, int] = {}  # site -> size of the log that it has seen, where that is certain
-        self._log_sent: dict[str, int] = {}  # site -> size of the log that it was sent, until it gives a good answer
+        self._papers: dict[str, _Papers] = {}  # site -> what it was sent of the log, until it gives a good answer
+        self._issued: _Issued | None = None
         self.state = CoordinatorState(home)
-        self.state.start_run(
-            self.plan.run, plan_sha256=hashlib.sha256(canonical.dumps(self.plan.model_dump(mode="json"))).hexdigest()
-        )
+        self.state.start_run(self.plan.run, plan_sha256=self.plan.sha256())
+        self._trust(self._home.roster(now), now=now)
 
-    def next_step(self) -> Step | None:
-        """The first step that is not over, or None when the run is complete."""
-        last = self.plan.rounds
-        steps = [Step(run=self.plan.run, round=number, kind="train") for number in range(1, last + 1)]
-        steps.append(Step(run=self.plan.run, round=last, kind="receive"))
-        for step in steps:
-            if not self.state.is_closed(step):
-                return step
-        self.state.end_run(self.plan.run)
+    def refresh(self, *, now: datetime) -> None:
+        """Read the roster again. What it does not bear any more counts no longer, and is asked for again.
+
+        Guarantees: a site that is not on it any more is neither ordered nor counted. Where the organs of the last
+            round were sealed to a member that was revoked, nobody may open them: in mode bank that round is open again.
+        Proved by: tests/unit/test_rounds.py::test_a_site_that_was_revoked_is_not_ordered_and_does_not_count
+        """
+        roster = self._home.roster(now)
+        if roster.version != self.roster.version:
+            log.info("roster version %d has taken the place of version %d", roster.version, self.roster.version)
+            self._papers.clear()
+            self._issued = None
+            self._trust(roster, now=now)
+
+    def _trust(self, roster: TrustedRoster, *, now: datetime) -> None:
+        self.roster = roster
+        self.log: KeptLog | None = open_log(self._home, name=self.plan.name, roster=roster, now=now)
+        self.revoked = {site: code for site in self.plan.sites if (code := self._refusal(site, now=now)) is not None}
+        for site, code in self.revoked.items():
+            self._problem(code, f"roster version {roster.version} does not have it as a site any more", site=site)
+        self._recount(now=now)
+
+    def _refusal(self, site: str, *, now: datetime) -> str | None:
+        try:
+            self.roster.member(site, role="author", now=now)
+        except NotFedError as error:
+            return error.code
         return None
 
-    def waiting_for(self, step: Step) -> list[str]:
-        """Sites that have not given a good answer in this step."""
-        done = {one.site for one in self.state.answers(step.run, step=step) if one.status in ("sealed", "received")}
-        return [site for site in self.plan.sites if site not in done]
+    def _recount(self, *, now: datetime) -> None:
+        """Look at the organs that the next step needs: whose label the roster does not bear counts no longer."""
+        closed = [step for step in self._steps() if step.kind == "train" and self.state.is_closed(step)]
+        at_work = self.next_step(end=False)
+        for step in [*closed[-1:], *([at_work] if at_work is not None else [])]:
+            for one in self._sealed(step):
+                try:
+                    self._bank_label(one, now=now)
+                except TrustError as error:
+                    text = f"round {step.round}: its organ counts no longer: {error}"
+                    self._problem(error.code, text, site=one.site)
+                    self.state.drop_answer(one)
+        if closed and self.plan.mode == "bank" and len(self._good(closed[-1])) < self.plan.min_answers:
+            log.warning("round %d is open again: too few of its organs are for today's members", closed[-1].round)
+            self.state.reopen(closed[-1])
 
-    def order(self, step: Step, site: str, *, now: datetime) -> Order:
-        """What to send to one site; its parcels are read from the bank and their digests checked again."""
-        task = self._task(step, now=now)
-        refs = [ref for ref in self._parcels(step) if ref.sender != site]
-        parcels, log_now = [], None if self.log is None else self.log.newest()
+    def _bank_label(self, one: Answered, *, now: datetime) -> Label:
+        digest = str(one.sealed_sha256)
+        return check_label(
+            self.bank.label(digest), sealed_sha256=digest, size_bytes=one.size_bytes, roster=self.roster, now=now
+        )
+
+    def _steps(self) -> list[Step]:
+        last = self.plan.rounds
+        steps = [Step(run=self.plan.run, round=number, kind="train") for number in range(1, last + 1)]
+        return [*steps, Step(run=self.plan.run, round=last, kind="receive")]
+
+    def next_step(self, *, end: bool = True) -> Step | None:
+        """The first step that is not over, or None when the run is complete, which is noted."""
+        for step in self._steps():
+            if not self.state.is_closed(step):
+                return step
+        if end:
+            self.state.end_run(self.plan.run)
+        return None
+
+    def open(self, step: Step) -> int:
+        """Begin to ask for a step's answers; the number of this attempt."""
+        number = self.state.open_attempt(step)
+        log.info("round %d: %s, attempt %d, awaits %s", step.round, step.kind, number, _names(self.waiting_for(step)))
+        return number
+
+    def waiting_for(self, step: Step) -> list[str]:
+        """Sites that have not given a good answer in this step, without those that are not on the roster any more."""
+        done = {one.site for one in self.state.answers(step.run, step=step) if one.status in GOOD}
+        return [site for site in self.plan.sites if site not in done and site not in self.revoked]
+
+    def enough(self, step: Step) -> bool:
+        """Whether as many organs have come as the round needs; a receiving step needs none."""
+        return step.kind == "receive" or len(self._good(step)) >= self.plan.min_answers
+
+    def order(self, step: Step, site: str, *, now: datetime, bodies: bool = True) -> Order:
+        """What to send to one site; its parcels are read from the bank and their digests checked again.
+
+        Args:
+            bodies: without, no sealed organ travels inside, however small.
+        """
+        issued = self._task(step, now=now)
+        refs = [ref for ref in issued.task.parcels if ref.sender != site]
+        labels = {ref.sealed_sha256: self.bank.label(ref.sealed_sha256) for ref in refs}
+        papers = self._log_papers(site, issued, labels)
+        parcels = []
         for ref in refs:
-            sealed, label = self.bank.get(ref.sealed_sha256)
-            proof = None if log_now is None else log_now.proof(label_entry(label))
-            parcels.append(OrderedParcel(label=label, sealed=sealed, proof=proof))
+            inline = bodies and (self._inline_bytes is None or ref.size_bytes <= self._inline_bytes)
+            digest = ref.sealed_sha256
+            parcels.append(
+                OrderedParcel(
+                    label=labels[digest], sealed_sha256=digest, size_bytes=ref.size_bytes,
+                    sealed=self.bank.get(digest)[0] if inline else None,
+                    proof=None if papers is None else papers.proofs[digest],
+                )
+            )  # fmt: skip
             self._note_delivery(step, ref, sender=ref.sender, recipient=site)
         log.info("round %d: %s task to %s with %d sealed organs", step.round, step.kind, site, len(parcels))
         return Order(
             site=site,
-            task=task,
+            task=issued.line,
             parcels=tuple(parcels),
-            log=None if log_now is None else self._growth(site, log_now),
+            log=None if papers is None else papers.growth,
             receipt=self.state.receipt(site),
+            inline_bytes=self._inline_bytes,
         )
 
-    def _growth(self, site: str, log_now: LogFolder) -> bytes:
-        """The newest checkpoint, and the proof that the log grew from what the site has seen."""
-        size = self._log_sent[site] = log_now.checkpoint.size
-        return log_now.consistency_text(min(self._log_sizes.pop(site, 0), size))
+    def _log_papers(self, site: str, issued: _Issued, labels: Mapping[str, bytes]) -> _Papers | None:
+        """The newest checkpoint, the proof that the log grew from what the site has seen, and each organ's proof.
+
+        When the same task goes out again, the same papers do: whether or not the site saw them, it accepts them.
+        """
+        if self.log is None:
+            return None
+        known = self._papers.get(site)
+        if known is None or known.task != issued.line:
+            newest: LogFolder = self.log.newest()
+            size = newest.checkpoint.size
+            known = self._papers[site] = _Papers(
+                task=issued.line,
+                growth=newest.consistency_text(min(self._log_sizes.pop(site, 0), size)),
+                size=size,
+                proofs={digest: newest.proof(label_entry(label)) for digest, label in labels.items()},
+            )
+        return known
 
     def saw_log(self, site: str, *, size: int) -> None:
         """A site says, signed, up to which size it has seen the log."""
         self._log_sizes[site] = size
 
-    def uncertain(self) -> set[str]:
-        """Sites that were sent the log's growth and gave no good answer since: nobody knows what they remember."""
-        return set() if self.log is None else set(self.plan.sites) - set(self._log_sizes)
+    def may_order(self, step: Step, site: str, *, now: datetime) -> bool:
+        """Whether it is certain what the site remembers of the log; if not, it has to be asked first."""
+        if self.log is None or site in self._log_sizes:
+            return True
+        known = self._papers.get(site)
+        return known is not None and known.task == self._task(step, now=now).line
 
     def accept(self, step: Step, site: str, reply: Reply, *, seconds: float, now: datetime) -> Status:
-        """Count a reply. Never raises for anything that a site may send: a bad answer is noted under its code."""
-        status, code, digest, size = self._judge(step, site, reply, now=now)
-        answered = Answered(
-            run=step.run,
-            round=step.round,
-            kind=step.kind,
-            site=site,
-            status=status,
-            code=code,
-            sealed_sha256=digest,
-            size_bytes=size,
-            seconds=seconds,
-        )
-        if status in ("sealed", "received") and site in self._log_sent:
-            self._log_sizes[site] = self._log_sent.pop(site)
+        """Count a reply. Never raises for anything that a site may send: a bad answer is noted under its code.
+
+        Guarantees: an answer that comes again, or after its step is over, changes nothing that counts.
+        Proved by: tests/unit/test_rounds.py::test_an_organ_counts_once,
+            tests/unit/test_rounds.py::test_an_answer_after_the_rounds_end_is_noted_and_changes_nothing
+        """
         if reply.receipt is not None:
             self._keep_receipt(site, reply.receipt, now=now)
-        if not self.state.answer(answered):
+        known = next((one for one in self.state.answers(step.run, step=step) if one.site == site), None)
+        if known is not None and known.status in GOOD:
             log.info("round %d: %s sent an answer that was counted before", step.round, site)
-            return status
-        log.info(
-            "round %d: %s answered %s%s in %.1f s", step.round, site, status, f" ({code})" if code else "", seconds
-        )
+            return "again"
+        status, code, digest, size = self._judge(step, site, reply, now=now)
+        self.state.answer(
+            Answered(
+                run=step.run, round=step.round, kind=step.kind, site=site, status=status, code=code,
+                sealed_sha256=digest, size_bytes=size, seconds=seconds,
+            )
+        )  # fmt: skip
+        if status in GOOD and site in self._papers:
+            self._log_sizes[site] = self._papers.pop(site).size
+        if status != "silent":
+            self.state.saw_site(site, at=now)
+        told = f"{site} answered {status}" + (f" ({code})" if code else "")
+        log.info("round %d: %s in %.1f s", step.round, told, seconds)
         for left_out in reply.left_out[: len(self.plan.sites)]:
             digest_part, _, reason = left_out.partition(" ")
             log.info("round %d: %s left out %s: %s", step.round, site, clean_code(digest_part[:12]), clean_code(reason))
@@ -196,30 +324,65 @@ class Rounds:
         """End a step: silent sites are noted, and in mode trusted the aggregate is made and sealed.
 
         Raises:
-            TooFewAnswers: fewer organs than the plan's `min_answers`; the step stays open for a later start.
+            TooFewAnswers: fewer organs than the plan's `min_answers`. The attempt is closed as such and the step stays
+                open: what has come stays, and a later attempt asks the others again.
+        Proved by: tests/unit/test_rounds.py::test_too_few_organs_close_the_attempt_and_a_later_one_goes_on
         """
-        for site in self.waiting_for(step):
-            if site not in {one.site for one in self.state.answers(step.run, step=step)}:
-                self.accept(step, site, Reply(refused="silent"), seconds=0.0, now=now)
-        good = [one for one in self.state.answers(step.run, step=step) if one.status == "sealed"]
-        if step.kind == "train":
-            if len(good) < self.plan.min_answers:
+        answered = {one.site for one in self.state.answers(step.run, step=step)}
+        for site in self.plan.sites:
+            if site in self.revoked or site not in answered:
+                self._note_missing(step, site, now=now)
+        good, missing = self._good(step), self._missing(step)
+        try:
+            if not self.enough(step):
                 raise TooFewAnswers(
                     where=f"round {step.round}",
                     expected=f"at least {self.plan.min_answers} sealed organs",
-                    got=str(len(good)),
-                    hint="nothing is lost: start the coordinator again when more sites are there",
+                    got=f"{len(good)} ({'; '.join(f'{site}: {why}' for site, why in missing.items())})",
+                    hint="nothing is lost: what has come is kept, and the others are asked again at the next start",
                 )
-            if self.plan.mode == "trusted":
+            if step.kind == "train" and self.plan.mode == "trusted":
                 self._aggregate(step, good, now=now)
+        except PeerError as error:
+            self.state.close_attempt(step, outcome="too-few", missing=missing)
+            self._problem(error.code, str(error))
+            raise
         self.state.close(step)
+        self.state.close_attempt(step, outcome="enough", missing=missing)
         log.info("round %d: %s is over with %d sealed organs", step.round, step.kind, len(good))
+
+    def _note_missing(self, step: Step, site: str, *, now: datetime) -> None:
+        """A site that did not answer, or is not on the roster any more."""
+        self.accept(step, site, Reply(refused="silent"), seconds=0.0, now=now)
+        if site not in self.revoked:
+            self._problem("silent", f"round {step.round}: it did not answer in time", site=site)
+
+    def _missing(self, step: Step) -> dict[str, str]:
+        """Site -> why it gave no good answer."""
+        answers = self.state.answers(step.run, step=step)
+        return {one.site: one.code or one.status for one in answers if one.status not in GOOD} | {
+            site: code for site, code in self.revoked.items() if site in self.plan.sites
+        }
+
+    def _sealed(self, step: Step) -> list[Answered]:
+        return [one for one in self.state.answers(step.run, step=step) if one.status == "sealed" and one.sealed_sha256]
+
+    def _good(self, step: Step) -> list[Answered]:
+        """The organs that count: of sites that are on the roster now."""
+        return [one for one in self._sealed(step) if one.site not in self.revoked]
 
     def _judge(
         self, step: Step, site: str, reply: Reply, *, now: datetime
     ) -> tuple[Status, str | None, str | None, int]:
+        if site in self.revoked:
+            return "revoked", self.revoked[site], None, 0
+        if reply.refused == "silent":
+            return "silent", "silent", None, 0
+        if self.state.is_closed(step):
+            self._problem("late-answer", f"round {step.round}: it answered after the round was over", site=site)
+            return "late", None if reply.refused is None else clean_code(reply.refused), None, 0
         if reply.refused is not None:
-            return ("silent" if reply.refused == "silent" else "refused"), clean_code(reply.refused), None, 0
+            return self._refused(step, site, clean_code(reply.refused))
         if step.kind == "receive":
             return (
                 ("received", None, None, 0) if reply.received is not None else ("bad-answer", "wrong-answer", None, 0)
@@ -228,35 +391,82 @@ class Rounds:
             digest, size = self._store(step, site, reply, now=now)
         except NotFedError as error:
             log.warning("round %d: %s: %s", step.round, site, error)
+            self._problem(error.code, f"round {step.round}: its answer does not count: {error}", site=site)
             return "bad-answer", error.code, None, 0
         return "sealed", None, digest, size
 
+    def _refused(self, step: Step, site: str, code: str) -> tuple[Status, str | None, str | None, int]:
+        if code in COME_BACK:
+            return "waiting", code, None, 0
+        seen = self.state.sites_seen().get(site)
+        version = f" (it runs not-fed {seen.version})" if seen is not None and seen.version else ""
+        self._problem(code, f"round {step.round}: it refused the {step.kind} task{version}", site=site)
+        return "refused", code, None, 0
+
     def _store(self, step: Step, site: str, reply: Reply, *, now: datetime) -> tuple[str, int]:
-        if reply.sealed is None or reply.label is None or len(reply.sealed) > self.plan.max_parcel_bytes:
+        if reply.label is None or (reply.sealed is None) == (reply.banked is None):
             raise _wrong("one sealed organ and its label", "something else")
-        digest = hashlib.sha256(reply.sealed).hexdigest()
-        label = self.bank.check(reply.sealed, label=reply.label, roster=self.roster, now=now)
-        recipients = [name for name in self.plan.recipients() if name != site]
+        if reply.sealed is not None:
+            digest, size = hashlib.sha256(reply.sealed).hexdigest(), len(reply.sealed)
+            self._check_size(size)
+            label = self.bank.check(reply.sealed, label=reply.label, roster=self.roster, now=now)
+        else:
+            digest, size = self._in_bank(str(reply.banked))
+            self._check_size(size)
+            label = check_label(
+                reply.label, sealed_sha256=digest, size_bytes=size, roster=self.roster, now=now
+            )  # fmt: skip
+        self._check_asked_for(step, site, label, digest)
+        if reply.sealed is not None:
+            self.bank.put(reply.sealed, label=reply.label, roster=self.roster, now=now)
+        if self.log is not None:
+            self.log.enter(self.bank.label(digest), now=now)
+        ref = ParcelRef(sender=site, sealed_sha256=digest, size_bytes=size, weight=1.0)
+        self._note_delivery(step, ref, sender=site, recipient=self.plan.name)
+        return digest, size
+
+    def _in_bank(self, digest: str) -> tuple[str, int]:
+        """Digest and size of what a site says that it has left in the bank."""
+        if not _DIGEST.fullmatch(digest) or not self.bank.holds(digest):
+            raise _wrong("a sealed organ that is in the bank", "one that is not")
+        return digest, self.bank.size(digest)
+
+    def _check_size(self, size: int) -> None:
+        if size > self.plan.max_parcel_bytes:
+            raise _wrong(f"a sealed organ of at most {self.plan.max_parcel_bytes:,} bytes", f"{size:,}")
+
+    def _check_asked_for(self, step: Step, site: str, label: Label, digest: str) -> None:
+        recipients = [name for name in self.plan.recipients() if name != site and name not in self.revoked]
         expected = (site, self.plan.federation, step.round, recipients)
         if (label.sender, label.federation, label.round, list(label.to)) != expected:
-            raise _wrong(f"a label from {site} for round {step.round} to {', '.join(recipients)}", "another label")
+            raise _wrong(
+                f"a label from {site} for round {step.round} to {', '.join(recipients)}",
+                f"one from {label.sender} for round {label.round} to {', '.join(label.to)}",
+            )
         if any(
             one.sealed_sha256 == digest and (one.round, one.site) != (step.round, site)
             for one in self.state.answers(step.run)
         ):
             raise _wrong("an organ that was not counted before", "the same one again")
-        self.bank.put(reply.sealed, label=reply.label, roster=self.roster, now=now)
-        if self.log is not None:
-            self.log.enter(reply.label, now=now)
-        ref = ParcelRef(sender=site, sealed_sha256=digest, size_bytes=len(reply.sealed), weight=1.0)
-        self._note_delivery(step, ref, sender=site, recipient=self.plan.name)
-        return digest, len(reply.sealed)
 
-    def _task(self, step: Step, *, now: datetime) -> bytes:
-        """The step's task: the one that went out before, while it is valid, else a fresh one."""
-        known = self.state.task(step, now=now)
-        if known is not None:
-            return known
+    def _task(self, step: Step, *, now: datetime) -> _Issued:
+        """The step's task: the one that went out before, while it is valid under this roster, else a fresh one."""
+        last = self._issued
+        if last is None or last.step != step or last.task.expires <= now:
+            self._issued = last = self._known_task(step, now=now) or self._new_task(step, now=now)
+        return last
+
+    def _known_task(self, step: Step, *, now: datetime) -> _Issued | None:
+        line = self.state.task(step, now=now)
+        if line is None:
+            return None
+        try:
+            return _Issued(step=step, line=line, task=verify_task(line, roster=self.roster, now=now))
+        except NotFedError as error:
+            log.info("round %d: its task is issued anew: %s", step.round, error)
+            return None
+
+    def _new_task(self, step: Step, *, now: datetime) -> _Issued:
         issued = now.replace(microsecond=0)
         plan = self.plan
         task = Task(
@@ -274,7 +484,7 @@ class Rounds:
             privacy=plan.privacy,
             sites=tuple(plan.sites),
             recipients=tuple(plan.recipients()),
-            parcels=tuple(self._parcels(step)),
+            parcels=tuple(self._parcels(step, now=now)),
             coordinator=plan.name,
             issued=issued,
             expires=issued + TASK_VALIDITY,
@@ -282,26 +492,16 @@ class Rounds:
         )
         line = sign_task(task, signer=self._signer)
         self.state.issue(step, task=line, expires=task.expires)
-        return line
+        return _Issued(step=step, line=line, task=task)
 
-    def _parcels(self, step: Step) -> list[ParcelRef]:
+    def _parcels(self, step: Step, *, now: datetime) -> list[ParcelRef]:
         """The sealed organs that count for the round before, by sender."""
         before = Step(run=step.run, round=step.round if step.kind == "receive" else step.round - 1, kind="train")
         if before.round == 0:
             return []
         if self.plan.mode == "trusted":
-            aggregate = self.state.aggregate(step.run, before.round)
-            if aggregate is None:
-                raise TooFewAnswers(
-                    where=f"round {before.round}",
-                    expected="its aggregate",
-                    got="none",
-                    hint="start the coordinator again",
-                )
-            return [ParcelRef(sender=self.plan.name, sealed_sha256=aggregate[0], size_bytes=aggregate[1], weight=1.0)]
-        good = [
-            one for one in self.state.answers(step.run, step=before) if one.status == "sealed" and one.sealed_sha256
-        ]
+            digest, size = self._aggregate(before, self._good(before), now=now)
+            return [ParcelRef(sender=self.plan.name, sealed_sha256=digest, size_bytes=size, weight=1.0)]
         return [
             ParcelRef(
                 sender=one.site,
@@ -309,12 +509,26 @@ class Rounds:
                 size_bytes=one.size_bytes,
                 weight=self.plan.weights.get(one.site, 1.0),
             )
-            for one in sorted(good, key=lambda one: one.site)
+            for one in sorted(self._good(before), key=lambda one: one.site)
         ]
 
-    def _aggregate(self, step: Step, good: list[Answered], *, now: datetime) -> None:
-        if self.state.aggregate(step.run, step.round) is not None:
-            return
+    def _known_aggregate(self, step: Step, *, now: datetime) -> tuple[str, int] | None:
+        """The aggregate of a round, while everybody that it is sealed to is on the roster."""
+        known = self.state.aggregate(step.run, step.round)
+        if known is None:
+            return None
+        digest, size = known
+        try:
+            check_label(self.bank.label(digest), sealed_sha256=digest, size_bytes=size, roster=self.roster, now=now)
+        except NotFedError as error:
+            log.info("round %d: its aggregate is sealed anew: %s", step.round, error)
+            return None
+        return known
+
+    def _aggregate(self, step: Step, good: list[Answered], *, now: datetime) -> tuple[str, int]:
+        known = self._known_aggregate(step, now=now)
+        if known is not None:
+            return known
         from not_fed.coordinator.trusted import aggregate  # torch and a decryption key, in this mode only
 
         sealed, label = aggregate(
@@ -330,9 +544,13 @@ class Rounds:
         self.bank.put(sealed, label=label, roster=self.roster, now=now)
         if self.log is not None:
             self.log.enter(label, now=now)
-        digest = hashlib.sha256(sealed).hexdigest()
-        self.state.set_aggregate(step.run, step.round, sealed_sha256=digest, size_bytes=len(sealed))
+        digest, size = hashlib.sha256(sealed).hexdigest(), len(sealed)
+        self.state.set_aggregate(step.run, step.round, sealed_sha256=digest, size_bytes=size)
         log.info("round %d: aggregate of %d organs sealed to every site", step.round, len(good))
+        return digest, size
+
+    def _problem(self, code: str, text: str, *, site: str | None = None) -> None:
+        self.state.problem(code, " ".join(text.split())[:500], site=site)
 
     def _note_delivery(self, step: Step, ref: ParcelRef, *, sender: str, recipient: str) -> None:
         kind: DeliveryKind = "aggregate" if sender == self.plan.name else "organ"
@@ -353,6 +571,20 @@ class Rounds:
 def clean_code(code: object) -> str:
     """A site's code when it looks like one; whoever is connected may send anything, lines for the log included."""
     return code if isinstance(code, str) and len(code) <= 64 and _CODE.fullmatch(code) else "bad-code"
+
+
+def _inline_bytes(home: Path) -> int | None:
+    """Up to which size sealed organs travel in messages; None in a simulation, where there is no other way."""
+    if not (home / "coordinator.toml").exists():
+        return None
+    from not_fed.coordinator.deployment import load_deployment
+
+    deployment = load_deployment(home)
+    return None if deployment is None else deployment.bank.inline_bytes
+
+
+def _names(sites: list[str]) -> str:
+    return ", ".join(sites) if sites else "nobody"
 
 
 def _wrong(expected: str, got: str) -> WrongAnswer:

@@ -1,24 +1,35 @@
 """What the coordinator remembers, in one SQLite file: steps of each run, answers, which sealed file went to whom.
 
-It is enough to go on after a crash without losing a round, and to say exactly what the server stored and relayed.
+It is enough to go on after a crash without losing a round, to say exactly what the server stored and relayed, and to
+show an administrator who was seen when, what went wrong and whose answer is awaited. Several processes write to it;
+only one at a time, which holds `run_lock`, drives a run.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import fcntl
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from not_fed.errors import InputError
+from not_fed.errors import InputError, PeerError
 from not_fed.store import Store
 
 STATE_FILE = "state.db"
+LOCK_FILE = "run.lock"
+LOCK_TRIES, LOCK_PAUSE_S = 20, 0.05
+MAX_PROBLEMS = 1000  # whoever may knock must not fill the disk
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, plan_sha256 TEXT NOT NULL, started TEXT NOT NULL,
-    ended TEXT) STRICT;
+    ended TEXT, stopped TEXT) STRICT;
 CREATE TABLE IF NOT EXISTS steps (run TEXT NOT NULL, round INTEGER NOT NULL, kind TEXT NOT NULL, task BLOB NOT NULL,
     expires TEXT NOT NULL, closed TEXT, PRIMARY KEY (run, round, kind)) STRICT;
 CREATE TABLE IF NOT EXISTS answers (run TEXT NOT NULL, round INTEGER NOT NULL, kind TEXT NOT NULL, site TEXT NOT NULL,
@@ -31,10 +42,19 @@ CREATE TABLE IF NOT EXISTS deliveries (run TEXT NOT NULL, round INTEGER NOT NULL
     sender TEXT NOT NULL, recipient TEXT NOT NULL, sealed_sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL,
     at TEXT NOT NULL, PRIMARY KEY (run, kind, sender, recipient, sealed_sha256)) STRICT;
 CREATE TABLE IF NOT EXISTS receipts (site TEXT PRIMARY KEY, line BLOB NOT NULL, issued TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS attempts (run TEXT NOT NULL, round INTEGER NOT NULL, kind TEXT NOT NULL,
+    number INTEGER NOT NULL, opened TEXT NOT NULL, closed TEXT, outcome TEXT, missing TEXT,
+    PRIMARY KEY (run, round, kind, number)) STRICT;
+CREATE TABLE IF NOT EXISTS seen (site TEXT PRIMARY KEY, at TEXT NOT NULL, version TEXT) STRICT;
+CREATE TABLE IF NOT EXISTS problems (code TEXT NOT NULL, site TEXT NOT NULL, text TEXT NOT NULL, first TEXT NOT NULL,
+    last TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (code, site, text)) STRICT;
 """
 
 StepKind = Literal["train", "receive"]
-Status = Literal["sealed", "received", "refused", "bad-answer", "silent"]
+Status = Literal["sealed", "received", "refused", "waiting", "bad-answer", "silent", "late", "again", "revoked"]
+GOOD = ("sealed", "received")
+AttemptOutcome = Literal["enough", "too-few"]
+RunOutcome = Literal["open", "stopped", "complete"]
 DeliveryKind = Literal["organ", "aggregate"]
 
 
@@ -42,6 +62,12 @@ class PlanChanged(InputError):
     """federation.toml was changed while its run was going on."""
 
     code = "plan-changed"
+
+
+class RunLocked(PeerError):
+    """Another process is driving this coordinator's run."""
+
+    code = "run-locked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +81,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """What one site answered in one step."""
+    """What one site answered in one step.
+
+    Attributes:
+        status: `sealed` or `received` count. `waiting`: it refused for now and is asked again. `late`: the step was
+            over. `silent`: no answer in time. `revoked`: it is not on the roster any more. (`again`, an answer that was
+            counted before, is never stored.)
+    """
 
     run: str
     round: int
@@ -81,6 +113,96 @@ class Delivered:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One opening of a step.
+
+    Attributes:
+        opened, closed: when; not closed while it goes on.
+        outcome: `enough` answers, or `too-few`; None while it goes on.
+        missing: site -> why its answer does not count, for those that gave no good one.
+    """
+
+    step: Step
+    number: int
+    opened: datetime
+    closed: datetime | None
+    outcome: AttemptOutcome | None
+    missing: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """When a site was last heard of, and the version of not-fed that it said it runs, if it said so."""
+
+    at: datetime
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something that an administrator should know; the same thing again is counted, not repeated.
+
+    Attributes:
+        site: whom it concerns; empty when nobody in particular.
+    """
+
+    code: str
+    site: str
+    text: str
+    first: datetime
+    last: datetime
+    count: int
+
+
+@contextmanager
+def run_lock(home: Path) -> Iterator[None]:
+    """Be the only process that drives the run of this home, for the block.
+
+    Raises:
+        RunLocked: another one is. It lasts as long as that process, however it ends.
+    Proved by: tests/unit/test_exchange.py::test_two_server_apps_never_drive_one_home
+    """
+    for _ in range(LOCK_TRIES):  # whoever only looks holds it for a moment
+        descriptor = _lock(home, fcntl.LOCK_EX)
+        if descriptor is not None:
+            break
+        time.sleep(LOCK_PAUSE_S)
+    else:
+        raise RunLocked(
+            where=str(home / LOCK_FILE),
+            expected="no other process at work on this run",
+            got="one that holds the lock",
+            hint="nothing was done; wait until it ends, or stop it",
+        )
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())  # so that a supervisor can name, and stop, who holds it
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_run_locked(home: Path) -> bool:
+    """Whether a process drives the run of this home now."""
+    descriptor = _lock(home, fcntl.LOCK_SH)
+    if descriptor is None:
+        return True
+    os.close(descriptor)
+    return False
+
+
+def _lock(home: Path, kind: int) -> int | None:
+    """A descriptor that holds the lock until it is closed; None when somebody else holds it."""
+    descriptor = os.open(home / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 class CoordinatorState:
     """The coordinator's memory."""
 
@@ -92,14 +214,16 @@ class CoordinatorState:
         return self._store.session()
 
     def start_run(self, run: str, *, plan_sha256: str) -> None:
-        """Begin a run or go on with it.
+        """Begin a run or go on with it; one that had stopped is open again.
 
         Raises:
             PlanChanged: it began under another plan.
         """
         with self._store.transaction() as database:
-            database.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, NULL)", (run, plan_sha256, _now()))
+            database.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, NULL, NULL)", (run, plan_sha256, _now()))
             known = database.execute("SELECT plan_sha256 FROM runs WHERE run = ?", (run,)).fetchone()["plan_sha256"]
+            if known == plan_sha256:
+                database.execute("UPDATE runs SET stopped = NULL WHERE run = ?", (run,))
         if known != plan_sha256:
             raise PlanChanged(
                 where="federation.toml",
@@ -113,11 +237,26 @@ class CoordinatorState:
         with self._store.transaction() as database:
             database.execute("UPDATE runs SET ended = ? WHERE run = ?", (_now(), run))
 
+    def stop_run(self, run: str, *, code: str) -> None:
+        """The run has given up, for the reason that the code names; starting again goes on."""
+        with self._store.transaction() as database:
+            database.execute("UPDATE runs SET stopped = ? WHERE run = ?", (code, run))
+
+    def began(self, run: str) -> bool:
+        """Whether the run has begun: from then on its plan does not change."""
+        return self.outcome(run) is not None
+
     def ended(self, run: str) -> bool:
         """Whether the run is complete."""
+        return self.outcome(run) == "complete"
+
+    def outcome(self, run: str) -> RunOutcome | None:
+        """How the run stands; None when it has not begun."""
         with self._store.transaction() as database:
-            row = database.execute("SELECT ended FROM runs WHERE run = ?", (run,)).fetchone()
-        return row is not None and row["ended"] is not None
+            row = database.execute("SELECT ended, stopped FROM runs WHERE run = ?", (run,)).fetchone()
+        if row is None:
+            return None
+        return "complete" if row["ended"] is not None else "open" if row["stopped"] is None else "stopped"
 
     def is_closed(self, step: Step) -> bool:
         """Whether a step is over."""
@@ -155,13 +294,92 @@ class CoordinatorState:
                 "UPDATE steps SET closed = ? WHERE run = ? AND round = ? AND kind = ?", (_now(), *_key(step))
             )
 
+    def reopen(self, step: Step) -> None:
+        """The step is not over after all: what was counted in it counts no longer."""
+        with self._store.transaction() as database:
+            database.execute("UPDATE steps SET closed = NULL WHERE run = ? AND round = ? AND kind = ?", _key(step))
+
+    def open_attempt(self, step: Step) -> int:
+        """Begin to ask for a step's answers; the number of this attempt. One that was cut off goes on."""
+        with self._store.transaction() as database:
+            last = database.execute(
+                "SELECT number, closed FROM attempts WHERE run = ? AND round = ? AND kind = ? ORDER BY number DESC",
+                _key(step),
+            ).fetchone()
+            if last is not None and last["closed"] is None:
+                return int(last["number"])
+            number = 1 if last is None else int(last["number"]) + 1
+            database.execute(
+                "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, NULL, NULL, NULL)", (*_key(step), number, _now())
+            )
+        return number
+
+    def close_attempt(self, step: Step, *, outcome: AttemptOutcome, missing: Mapping[str, str]) -> None:
+        """End the attempt that goes on, with who was missing and why."""
+        with self._store.transaction() as database:
+            database.execute(
+                "UPDATE attempts SET closed = ?, outcome = ?, missing = ? "
+                "WHERE run = ? AND round = ? AND kind = ? AND closed IS NULL",
+                (_now(), outcome, json.dumps(dict(missing)), *_key(step)),
+            )
+
+    def attempts(self, run: str) -> list[Attempt]:
+        """Every attempt at every step of a run, in order."""
+        with self._store.transaction() as database:
+            rows = database.execute("SELECT * FROM attempts WHERE run = ? ORDER BY rowid", (run,)).fetchall()
+        return [_attempt(row) for row in rows]
+
+    def saw_site(self, site: str, *, at: datetime, version: str | None = None) -> None:
+        """Note that a site was heard of; the version that it named last stays."""
+        with self._store.transaction() as database:
+            database.execute(
+                "INSERT INTO seen VALUES (?, ?, ?) ON CONFLICT (site) DO UPDATE SET at = max(at, excluded.at), "
+                "version = coalesce(excluded.version, version)",
+                (site, _text(at), version),
+            )
+
+    def sites_seen(self) -> dict[str, Seen]:
+        """Site -> when it was last heard of."""
+        with self._store.transaction() as database:
+            rows = database.execute("SELECT * FROM seen ORDER BY site").fetchall()
+        return {row["site"]: Seen(at=_moment(row["at"]), version=row["version"]) for row in rows}
+
+    def problem(self, code: str, text: str, *, site: str | None = None) -> None:
+        """Note something that an administrator should know; of a thousand different ones the oldest goes."""
+        now = _now()
+        with self._store.transaction() as database:
+            database.execute(
+                "INSERT INTO problems VALUES (?, ?, ?, ?, ?, 1) ON CONFLICT (code, site, text) "
+                "DO UPDATE SET last = excluded.last, count = count + 1",
+                (code, site or "", text, now, now),
+            )
+            database.execute(
+                "DELETE FROM problems WHERE rowid IN "
+                "(SELECT rowid FROM problems ORDER BY last DESC, rowid DESC LIMIT -1 OFFSET ?)",
+                (MAX_PROBLEMS,),
+            )
+
+    def problems(self, limit: int = 20) -> list[Problem]:
+        """The newest problems, newest first."""
+        with self._store.transaction() as database:
+            rows = database.execute(
+                "SELECT * FROM problems ORDER BY last DESC, rowid DESC LIMIT ?", (limit,)
+            ).fetchall()
+        return [
+            Problem(
+                code=row["code"], site=row["site"], text=row["text"], first=_moment(row["first"]),
+                last=_moment(row["last"]), count=row["count"],
+            )
+            for row in rows
+        ]  # fmt: skip
+
     def answer(self, answered: Answered) -> bool:
         """Note an answer; False when these bytes were counted before. A bad answer never replaces a good one."""
         with self._store.transaction() as database:
             key = (answered.run, answered.round, answered.kind, answered.site)
             where = "run = ? AND round = ? AND kind = ? AND site = ?"
             known = database.execute(f"SELECT status FROM answers WHERE {where}", key).fetchone()  # noqa: S608  constant text
-            if known is not None and known["status"] in ("sealed", "received"):
+            if known is not None and known["status"] in GOOD:
                 return False
             used = database.execute(
                 "SELECT 1 FROM answers WHERE sealed_sha256 = ?", (answered.sealed_sha256,)
@@ -180,6 +398,15 @@ class CoordinatorState:
             ).fetchall()
         found = [Answered(**{key: row[key] for key in row.keys() if key != "at"}) for row in rows]  # noqa: SIM118
         return [one for one in found if step is None or (one.round, one.kind) == (step.round, step.kind)]
+
+    def drop_answer(self, answered: Answered) -> None:
+        """An answer that was counted counts no longer, and its site may be asked again."""
+        with self._store.transaction() as database:
+            database.execute(
+                "UPDATE answers SET status = 'silent', sealed_sha256 = NULL, size_bytes = 0 "
+                "WHERE run = ? AND round = ? AND kind = ? AND site = ?",
+                (answered.run, answered.round, answered.kind, answered.site),
+            )
 
     def set_aggregate(self, run: str, round_number: int, *, sealed_sha256: str, size_bytes: int) -> None:
         """Note the sealed aggregate of a round."""
@@ -227,6 +454,21 @@ class CoordinatorState:
 
 def _key(step: Step) -> tuple[str, int, str]:
     return step.run, step.round, step.kind
+
+
+def _attempt(row: sqlite3.Row) -> Attempt:
+    return Attempt(
+        step=Step(run=row["run"], round=row["round"], kind=row["kind"]),
+        number=row["number"],
+        opened=_moment(row["opened"]),
+        closed=None if row["closed"] is None else _moment(row["closed"]),
+        outcome=row["outcome"],
+        missing={} if row["missing"] is None else json.loads(row["missing"]),
+    )
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
 
 
 def _now() -> str:

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import secrets
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
 from not_fed.envelope.dsse import Moment, Name, Sha256, Statement, check_validity, parse_statement, sign_statement
-from not_fed.errors import TrustError
+from not_fed.errors import PeerError, TrustError
 from not_fed.keys import Signer
 from not_fed.trust.members import CLOCK_SKEW, TrustedRoster
 
 TASK_TYPE = "application/vnd.not-fed.task.v1+json"
 GREETING_TYPE = "application/vnd.not-fed.greeting.v1+json"
 MAX_TASK_BYTES = 256 << 10
+PROTOCOL: Final = 1  # what coordinator and site say to each other; goes up when an older side would misunderstand
 _MAX_VALIDITY = timedelta(days=30)
 
+Version = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,63}\z")]
 Hex128 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}\z")]
 
 
@@ -36,6 +38,24 @@ class BadGreeting(TrustError):
     """This is not a greeting that a site signed for this coordinator, now."""
 
     code = "bad-greeting"
+
+
+class OtherRoster(BadTask):
+    """The coordinator's task was made under another version of the roster than this site's."""
+
+    code = "other-roster"
+
+
+class OtherProtocol(PeerError):
+    """The other side speaks another version of what coordinators and sites say to each other."""
+
+    code = "protocol-version"
+
+
+class ClockApart(BadGreeting):
+    """A site's clock and the coordinator's are further apart than anything that is signed for now bears."""
+
+    code = "clock-apart"
 
 
 class Training(Statement):
@@ -135,6 +155,7 @@ class Greeting(Statement):
 
     Attributes:
         log_size: how much of the coordinator's log the site has seen; what it is sent must have grown from there.
+        not_fed: the version that is installed there; protocol: what it speaks.
     """
 
     v: Literal[1]
@@ -143,6 +164,8 @@ class Greeting(Statement):
     coordinator: Name
     nonce: Hex128
     log_size: int = Field(ge=0, lt=1 << 62)
+    not_fed: Version
+    protocol: int = Field(ge=1, lt=1 << 16)
     issued: Moment
 
 
@@ -161,21 +184,40 @@ def verify_task(line: bytes, *, roster: TrustedRoster, now: datetime) -> Task:
 
     Raises:
         MalformedSigned, BadSignature: not a task, or not signed by the coordinator that it names.
-        BadTask: for another federation, or under another version of the roster. Stale: not for now.
+        BadTask: for another federation. OtherRoster: under another version of the roster. Stale: not for now.
         UnknownMember, MemberNotActive, WrongRole: the roster does not know the coordinator as a relay.
     Proved by: tests/unit/test_task.py::test_a_changed_or_foreign_task_is_refused
     """
     unverified, task = parse_statement(line, Task, payload_type=TASK_TYPE, where="task", max_bytes=MAX_TASK_BYTES)
     unverified.verify(roster.member(task.coordinator, role="relay", now=now).signing)
-    if (task.federation, task.roster_version) != (roster.federation, roster.version):
+    if task.federation != roster.federation:
         raise BadTask(
+            where="task", expected=f"federation {roster.federation}", got=task.federation, hint="nothing was done"
+        )
+    if task.roster_version != roster.version:
+        raise OtherRoster(
             where="task",
-            expected=f"federation {roster.federation}, roster version {roster.version}",
-            got=f"{task.federation}, version {task.roster_version}",
-            hint="update the roster on both sides; nothing was done",
+            expected=f"roster version {roster.version}",
+            got=f"version {task.roster_version}",
+            hint="update the roster on both sides; nothing was done, and the task comes again",
         )
     check_validity(issued=task.issued, expires=task.expires, now=now, where="task")
     return task
+
+
+def check_protocol(spoken: object, *, where: str) -> None:
+    """Refuse to go on with a side that speaks another protocol.
+
+    Raises:
+        OtherProtocol: naming both versions.
+    """
+    if spoken != PROTOCOL:
+        raise OtherProtocol(
+            where=where,
+            expected=f"protocol {PROTOCOL}",
+            got=f"protocol {spoken}" if isinstance(spoken, int) else "none",
+            hint="install the same not-fed on both sides; nothing was done",
+        )
 
 
 def sign_greeting(greeting: Greeting, *, signer: Signer) -> bytes:
@@ -188,18 +230,26 @@ def verify_greeting(line: bytes, *, coordinator: str, nonce: str, roster: Truste
 
     Raises:
         MalformedSigned, BadSignature, BadGreeting, UnknownMember, MemberNotActive, WrongRole: anything else than that.
-    Proved by: tests/unit/test_task.py::test_a_greeting_for_another_coordinator_or_nonce_is_refused
+        ClockApart: all of that, and more than five minutes away; the error names the site.
+    Proved by: tests/unit/test_task.py::test_a_greeting_for_another_coordinator_or_nonce_is_refused,
+        tests/unit/test_task.py::test_a_site_whose_clock_is_off_by_a_day_is_named
     """
     unverified, greeting = parse_statement(
         line, Greeting, payload_type=GREETING_TYPE, where="greeting", max_bytes=MAX_TASK_BYTES
     )
     unverified.verify(roster.member(greeting.site, role="author", now=now).signing)
-    got = (greeting.federation, greeting.coordinator, greeting.nonce)
-    if got != (roster.federation, coordinator, nonce) or abs(now - greeting.issued) > CLOCK_SKEW:
+    if (greeting.federation, greeting.coordinator, greeting.nonce) != (roster.federation, coordinator, nonce):
         raise BadGreeting(
             where="greeting",
-            expected="one for this federation, coordinator, nonce and time",
+            expected="one for this federation, coordinator and nonce",
             got="another",
             hint="the connection is not used for any site",
+        )
+    if abs(now - greeting.issued) > CLOCK_SKEW:
+        raise ClockApart(
+            where=f"greeting of {greeting.site}, field issued",
+            expected=f"within 5 minutes of {now:%Y-%m-%d %H:%M:%S} UTC",
+            got=f"{greeting.issued:%Y-%m-%d %H:%M:%S} UTC",
+            hint="set the clock that is wrong (timedatectl); the site is greeted again by itself",
         )
     return greeting

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from not_fed import files
 from not_fed.envelope.checks import Expectation
 from not_fed.envelope.open import Opened, open_organ, passport_path
 from not_fed.envelope.policy import ImportPolicy
@@ -46,7 +45,7 @@ def gather(job: Job, parcels: Sequence[Parcel]) -> Path | None:
     by_digest = {parcel.sha256: parcel for parcel in parcels}
     usable = []
     for ref in job.task.parcels:  # in the task's order, so that every site adds in the same order
-        organ = _find(job, ref) or _try_open(job, ref, by_digest[ref.sealed_sha256])
+        organ = _find(job, ref) or _take(job, ref, by_digest[ref.sealed_sha256])
         if organ is not None:
             usable.append((organ, ref))
     if usable and job.task.mode == "trusted":
@@ -87,9 +86,15 @@ def _find(job: Job, ref: ParcelRef) -> Path | None:
     return job.organs / kept.file if kept is not None and same else None
 
 
-def _try_open(job: Job, ref: ParcelRef, parcel: Parcel) -> Path | None:
+def _take(job: Job, ref: ParcelRef, parcel: Parcel) -> Path | None:
+    """Bring one sealed organ here and open it; one that cannot be fetched ends this attempt, and is not left out."""
+    with parcel.on_disk(job.home.private_folder("inbox")) as sealed:
+        return _try_open(job, ref, parcel, sealed)
+
+
+def _try_open(job: Job, ref: ParcelRef, parcel: Parcel, sealed: Path) -> Path | None:
     try:
-        return _open(job, ref, parcel)
+        return _open(job, ref, parcel, sealed)
     except NotFedError as error:
         if job.task.mode == "trusted":
             raise
@@ -97,13 +102,13 @@ def _try_open(job: Job, ref: ParcelRef, parcel: Parcel) -> Path | None:
         return None
 
 
-def _open(job: Job, ref: ParcelRef, parcel: Parcel) -> Path:
+def _open(job: Job, ref: ParcelRef, parcel: Parcel, sealed: Path) -> Path:
     started, round_number = time.monotonic(), job.task.parcels_round()
     name = f"aggregate-{round_number}" if job.task.mode == "trusted" else f"from-{ref.sender}-{round_number}"
     out = job.organs / f"{name}.organ"
     _remove(out)  # left by an attempt that was cut off
     try:
-        opened = _open_file(job, parcel, out=out)
+        opened = _open_file(job, parcel, sealed, out=out)
         if opened.sender != ref.sender:
             raise OtherSender(
                 where="sealed organ",
@@ -136,9 +141,7 @@ def _remove(organ: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _open_file(job: Job, parcel: Parcel, *, out: Path) -> Opened:
-    inbox = job.home.private_folder("inbox") / f"{parcel.sha256}.sealed"
-    files.write_atomic(inbox, parcel.sealed, overwrite=True)
+def _open_file(job: Job, parcel: Parcel, sealed: Path, *, out: Path) -> Opened:
     expect = Expectation(
         federation=job.task.federation,
         round_number=job.task.parcels_round(),
@@ -146,17 +149,14 @@ def _open_file(job: Job, parcel: Parcel, *, out: Path) -> Opened:
         span=job.task.span,
         demands=ImportPolicy(log_proof="required") if job.log_is_kept else None,
     )
-    try:
-        return open_organ(
-            inbox,
-            opener=job.opener,
-            roster=job.roster,
-            out=out,
-            now=job.now,
-            expect=expect,
-            label=parcel.label,
-            proof=parcel.proof,
-            seen=CheckOnly(job.state),
-        )
-    finally:
-        inbox.unlink(missing_ok=True)
+    return open_organ(
+        sealed,
+        opener=job.opener,
+        roster=job.roster,
+        out=out,
+        now=job.now,
+        expect=expect,
+        label=parcel.label,
+        proof=parcel.proof,
+        seen=CheckOnly(job.state),
+    )

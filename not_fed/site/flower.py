@@ -1,5 +1,7 @@
 """Flower's side of a site: a message in, a message's content out. Decides nothing; see `work`.
 
+Small sealed organs come and go inside the messages, large ones through the coordinator's bank: the order says up to
+which size. A label names a sealed organ; what the message does not hold under that digest is fetched when it is needed.
 Whatever goes wrong, only an error's code goes out; the whole story is in the site's own log, which only it can read.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,9 +18,12 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 
 from not_fed.arrays import bytes_of_array
+from not_fed.envelope.label import parse_label
+from not_fed.envelope.task import check_protocol
 from not_fed.errors import InputError, NotFedError
 from not_fed.home import simulation_folder
 from not_fed.progress import current
+from not_fed.site.bank_access import BankAccess
 from not_fed.site.parcels import Parcel
 from not_fed.site.work import Answer, answer_task, greet
 
@@ -38,13 +44,23 @@ class BadMessage(InputError):
 
 
 def answer_order(content: RecordDict, context: Context) -> RecordDict:
-    """Do what an order asks: `order` has the task, labels, proofs and the log's growth, `parcels` the sealed bytes."""
+    """Do what an order asks.
+
+    Args:
+        content: `order` has protocol, task, labels, proofs, the log's growth and up to which size organs travel in
+            messages; `parcels` has sealed bytes under their digests.
+    Proved by: tests/unit/test_exchange.py::test_large_organs_go_through_the_bank_both_ways
+    """
     home = home_of(context)
 
     def answer() -> RecordDict:
-        line, parcels, papers = _read(content)
-        now = datetime.now(UTC)
-        return _content(answer_task(line, parcels=parcels, **papers, home=home, now=now, progress=current.get()))
+        bank, now = BankAccess(home, progress=current.get()), datetime.now(UTC)
+        order = _read(content, bank)
+        done = answer_task(
+            order.task, parcels=order.parcels, growth=order.growth, receipt=order.receipt, home=home, now=now,
+            progress=current.get(),
+        )  # fmt: skip
+        return _content(done, bank, inline_bytes=order.inline_bytes)
 
     return _logged(home, answer)
 
@@ -83,23 +99,51 @@ def home_of(context: Context) -> Path:
     return sites[number]
 
 
-def _read(content: RecordDict) -> tuple[bytes, list[Parcel], dict[str, bytes | None]]:
-    order, parcels = content.get("order"), content.get("parcels")
-    if not isinstance(order, ConfigRecord) or not isinstance(parcels, ArrayRecord):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Order:
+    """What came in a message, of the right types and of nothing else."""
+
+    task: bytes
+    parcels: list[Parcel]
+    growth: bytes | None
+    receipt: bytes | None
+    inline_bytes: int | None
+
+
+def _read(content: RecordDict, bank: BankAccess) -> _Order:
+    order, arrays = content.get("order"), content.get("parcels")
+    if not isinstance(order, ConfigRecord) or not isinstance(arrays, ArrayRecord):
         raise _bad("order and parcels")
-    line, labels = order.get("task"), order.get("labels")
-    if not isinstance(line, bytes) or not isinstance(labels, list) or len(labels) != len(parcels):
+    check_protocol(order.get("protocol"), where="order, field protocol")
+    task, labels = order.get("task"), order.get("labels")
+    if not isinstance(task, bytes) or not isinstance(labels, list):
         raise _bad("a task, and a label for each parcel")
     growth, receipt, proofs = order.get("log"), order.get("receipt"), order.get("proofs", [b""] * len(labels))
     if not isinstance(growth, bytes | None) or not isinstance(proofs, list) or len(proofs) != len(labels):
         raise _bad("the log's growth, and a proof for each parcel")
     if not isinstance(receipt, bytes | None):
         raise _bad("a receipt as bytes, or none")
-    found = [
-        Parcel(label=_checked(label), sealed=_bytes(array), proof=_checked(proof) or None)
-        for label, array, proof in zip(labels, parcels.values(), proofs, strict=True)
+    inline_bytes = order.get("inline-bytes")
+    if not isinstance(inline_bytes, int | None):
+        raise _bad("a number of bytes, or none")
+    parcels = [
+        _parcel(_checked(label), _checked(proof) or None, arrays, bank)
+        for label, proof in zip(labels, proofs, strict=True)
     ]
-    return line, found, {"growth": growth, "receipt": receipt}
+    if not set(arrays) <= {parcel.sha256 for parcel in parcels}:
+        raise _bad("a label for each parcel")
+    return _Order(task=task, parcels=parcels, growth=growth, receipt=receipt, inline_bytes=inline_bytes)
+
+
+def _parcel(label: bytes, proof: bytes | None, arrays: ArrayRecord, bank: BankAccess) -> Parcel:
+    """The sealed organ that a label names: it came in the message, or is in the bank."""
+    sealed = parse_label(label)[1].sealed
+    if sealed.sha256 in arrays:
+        parcel = Parcel.inline(_bytes(arrays[sealed.sha256]), label=label, proof=proof)
+        if parcel.sha256 != sealed.sha256:
+            raise _bad("each parcel under its own digest")
+        return parcel
+    return Parcel(label=label, sha256=sealed.sha256, source=bank.fetch(sealed), proof=proof)
 
 
 def _bytes(array: Array) -> bytes:
@@ -115,12 +159,15 @@ def _checked(paper: object) -> bytes:
     return paper
 
 
-def _content(answer: Answer) -> RecordDict:
+def _content(answer: Answer, bank: BankAccess, *, inline_bytes: int | None) -> RecordDict:
     record = ConfigRecord({"received": answer.received, "left-out": list(answer.left_out)})
     arrays = ArrayRecord()
     if answer.sealed is not None and answer.label is not None:
         record["label"] = answer.label
-        arrays["0"] = Array(np.frombuffer(answer.sealed.read_bytes(), dtype=np.uint8))
+        if inline_bytes is not None and answer.sealed.stat().st_size > inline_bytes:
+            record["banked"] = bank.leave(answer.sealed, label=answer.label)
+        else:
+            arrays["0"] = Array(np.frombuffer(answer.sealed.read_bytes(), dtype=np.uint8))
     if answer.receipt is not None:
         record["receipt"] = answer.receipt
     return RecordDict({"answer": record, "parcels": arrays})

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
 
+from not_fed import files
 from not_fed.envelope.task import Task
 from not_fed.errors import TrustError
 from not_fed.site.state import SiteState
@@ -19,16 +23,50 @@ class ParcelsDiffer(TrustError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parcel:
-    """A sealed organ as it came, with its label, and the log's proof where the coordinator keeps a log."""
+    """A sealed organ that came or can be fetched, with its label, and the log's proof where there is a log.
+
+    Nothing of it is written before the task that names it was permitted, and then one file at a time.
+
+    Attributes:
+        sha256: digest of the sealed bytes.
+        source: the file, where there is one already: it is read in place and stays. Else what writes the bytes.
+    """
 
     label: bytes
-    sealed: bytes
+    sha256: str
+    source: Path | Callable[[Path], None] = field(repr=False)
     proof: bytes | None = None
 
-    @property
-    def sha256(self) -> str:
-        """Digest of the sealed bytes."""
-        return hashlib.sha256(self.sealed).hexdigest()
+    @classmethod
+    def inline(cls, sealed: bytes, *, label: bytes, proof: bytes | None = None) -> Self:
+        """One that came inside the message."""
+
+        def bring(out: Path) -> None:
+            files.write_atomic(out, sealed, overwrite=True)
+
+        return cls(label=label, sha256=hashlib.sha256(sealed).hexdigest(), source=bring, proof=proof)
+
+    @classmethod
+    def at(cls, path: Path, *, label: bytes, proof: bytes | None = None) -> Self:
+        """One that lies on this machine: it is hashed as it is read, and neither moved nor deleted."""
+        return cls(label=label, sha256=files.sha256(path), source=path, proof=proof)
+
+    @contextmanager
+    def on_disk(self, inbox: Path) -> Iterator[Path]:
+        """The sealed file for the block: brought to the inbox, and gone afterwards, unless it has a place of its own.
+
+        Raises:
+            PeerError: it could not be fetched; what came of it is kept by whoever fetches, to go on from there.
+        """
+        if isinstance(self.source, Path):
+            yield self.source
+            return
+        path = inbox / f"{self.sha256}.sealed"
+        try:
+            self.source(path)
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def check_parcels(task: Task, parcels: Sequence[Parcel], *, me: str, state: SiteState) -> None:

@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import not_fed
 from not_fed.envelope.receipt import verify_receipt
-from not_fed.envelope.task import Greeting, Task, sign_greeting, verify_task
+from not_fed.envelope.task import PROTOCOL, Greeting, Task, sign_greeting, verify_task
 from not_fed.errors import InputError
 from not_fed.home import Home
 from not_fed.progress import Progress, silent
@@ -59,6 +60,8 @@ def greet(nonce: str, *, home: Path, now: datetime) -> bytes:
         coordinator=policy.coordinator,
         nonce=nonce,
         log_size=seen_size(home, federation=policy.federation, keeper=policy.coordinator),
+        not_fed=not_fed.__version__,
+        protocol=PROTOCOL,
         issued=now,
     )
     return sign_greeting(greeting, signer=Home(home).signer())

@@ -7,6 +7,8 @@ Always: a missing answer there, a typed refusal here; the run goes on, and its l
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,7 +21,7 @@ from not_fed.coordinator.rounds import Reply, Rounds, clean_code
 from not_fed.coordinator.state import Step
 from not_fed.site import flower as site
 from not_fed.site.flower import BadMessage
-from tests.support.trust import NOW
+from tests.support.federation import tiny_prepared
 
 SHAPES = ["(10000000000000,)", "(-1,)", f"({1 << 62}, 4)", f"({(1 << 63) - 1},)", f"({1 << 70},)", "(3, 'a')", "(4,)",
           "()", "(1, 3)", "(3,]", "(" * 400, "'" + "9" * 5000 + "'"]  # fmt: skip
@@ -74,39 +76,70 @@ def test_an_array_that_announces_more_than_it_has_ends_nothing() -> None:
             assert site._bytes(array) == body
 
 
-def test_no_connection_writes_lines_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def rounds(tmp_path: Path) -> Rounds:
+    """A coordinator at the beginning of a run."""
+    return Rounds(tiny_prepared(tmp_path).coordinator, now=datetime.now(UTC))
+
+
+def test_no_connection_writes_lines_into_the_log(rounds: Rounds, caplog: pytest.LogCaptureFixture) -> None:
     """Own. A refusal that carries a line break, a forged line of the log, and commands for a terminal.
 
     Powers: opens a connection; needs no key and no place on the roster. Control: a code arrives in the log as it is.
     """
-    rounds = SimpleNamespace(plan=SimpleNamespace(name="hub", sites=()))
-    seats = coordinator._Seats(cast("Any", None), cast("Rounds", rounds))
+    seats = coordinator._Seats(cast("Any", None), rounds)
     for said, shown in ((FORGED, "bad-code"), (7, "bad-code"), ("no-site", "no-site")):
         caplog.clear()
         with caplog.at_level(logging.INFO):
             assert seats._name(message(RecordDict({"answer": ConfigRecord({"refused": said})})), "nonce") is None
         assert [record.getMessage() for record in caplog.records] == [f"a connection did not say who it is: {shown}"]
+    assert sorted((problem.code, problem.count) for problem in rounds.state.problems()) == [
+        ("bad-code", 2),
+        ("no-site", 1),
+    ]
 
 
-def test_a_code_is_a_code_or_is_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_code_is_a_code_or_is_not_repeated(rounds: Rounds, caplog: pytest.LogCaptureFixture) -> None:
     """Own. What a site says it has left out, and why, with line breaks and terminal commands in it.
 
     Powers: an enrolled site that sends any answer. Control: digests and codes are repeated.
     """
     for odd in (FORGED, FORGED[:12], "\x1b[2J", "a\n", "", "A", None, b"x", "a" * 65):
         assert clean_code(odd) == "bad-code"
-    state = SimpleNamespace(answer=lambda _: True)
-    rounds = SimpleNamespace(plan=SimpleNamespace(sites=("clinic", "lab", "ward")), state=state, _log_sent={})
-    rounds._judge = lambda *_, **__: ("refused", "stale", None, 0)
     step, left_out = (
-        Step(run="0" * 32, round=1, kind="train"),
+        Step(run="first", round=1, kind="train"),
         (FORGED, "\n\x1b[2J stale", f"{'ab' * 32} bad-signature"),
     )
     with caplog.at_level(logging.INFO):
-        Rounds.accept(cast("Rounds", rounds), step, "lab", Reply(left_out=left_out), seconds=1, now=NOW)
+        rounds.accept(step, "ward", Reply(refused="stale", left_out=left_out), seconds=1, now=datetime.now(UTC))
     assert [record.getMessage() for record in caplog.records] == [
-        "round 1: lab answered refused (stale) in 1.0 s",
-        "round 1: lab left out bad-code: bad-code",
-        "round 1: lab left out bad-code: stale",
-        "round 1: lab left out abababababab: bad-signature",
+        "round 1: ward answered refused (stale) in 1.0 s",
+        "round 1: ward left out bad-code: bad-code",
+        "round 1: ward left out bad-code: stale",
+        "round 1: ward left out abababababab: bad-signature",
     ]
+
+
+def test_what_an_administrator_is_shown_has_no_lines_of_a_sites_making(rounds: Rounds) -> None:
+    """Own. Refusals, labels and digests that carry line breaks and terminal commands end in the list of problems.
+
+    Powers: an enrolled site that sends any answer, as often as it likes. Control: what went wrong is in the list, named
+    after the site, and the same again is counted instead of repeated.
+    """
+    step, now = Step(run="first", round=1, kind="train"), datetime.now(UTC)
+    for number in range(2000):
+        code = FORGED if number % 2 else f"odd-{number}"
+        rounds.state.problem(clean_code(code), "round 1: it refused the train task", site="lab")
+    for answer in (
+        Reply(refused=FORGED),
+        Reply(label=FORGED.encode(), banked=FORGED),
+        Reply(label=b"x", sealed=b"\x1b"),
+    ):
+        rounds.accept(step, "ward", answer, seconds=1, now=now)
+    problems = rounds.state.problems(5000)
+    assert len(problems) == 1000
+    assert {"bad-code", "wrong-answer", "not-sealed"} <= {
+        problem.code for problem in problems if problem.site == "ward"
+    }
+    assert max(problem.count for problem in problems if problem.site == "lab") == 1000
+    assert all(character.isprintable() for problem in problems for character in problem.text + problem.code)

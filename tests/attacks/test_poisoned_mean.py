@@ -31,8 +31,7 @@ from not_fed.organ.merge import OrganMean, digest_parents
 from not_fed.organ.organ import OrganInfo, read_organ
 from not_fed.simulation import Prepared
 from not_fed.site import arrivals
-from not_fed.site.parcels import Parcel
-from tests.support.federation import SITES, a_task, an_organ, ask, ref, refusal, signed, tiny_prepared
+from tests.support.federation import SITES, Parcel, a_task, an_organ, ask, ref, refusal, signed, tiny_prepared
 from tests.support.trust import DP, organ_bytes
 
 FALSE_CLAIMS: tuple[Any, ...] = (

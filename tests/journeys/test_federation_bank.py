@@ -24,16 +24,16 @@ from not_fed.organ import train as training
 from not_fed.organ.merge import OrganMean
 from not_fed.organ.organ import read_organ
 from not_fed.privacy.accounting import DpPlan, compose
+from not_fed.processes.bundle import load_app
 from not_fed.simulation import Prepared, SimulationResult, collect, run
-from not_fed.simulation.bundle import load_app
 from not_fed.simulation.grid import LocalGrid, server_context
 from not_fed.simulation.prepare import to_toml
-from not_fed.site.parcels import Parcel
 from not_fed.site.policy import SitePolicy
 from tests.support.federation import (
     PRIVACY,
     SITES,
     Messages,
+    Parcel,
     a_task,
     an_organ,
     ask,
@@ -47,7 +47,7 @@ from tests.support.federation import (
     tiny_prepared,
 )
 
-FAST: dict[str, Any] = {"round_timeout_s": 0.3, "join_timeout_s": 0.3}
+FAST: dict[str, Any] = {"round_timeout_s": 0.3, "join_timeout_s": 0.3, "retry_after_s": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"training": Training(lr=1e-2, epochs=2, batch_tokens=64, max_tokens=32)}, "policy-epochs"),
     ({"privacy": PRIVACY}, "policy-privacy-unknown"),
     ({"sites": ("hospice", "ward"), "recipients": ("hospice", "ward")}, "policy-not-invited"),
-    ({"roster_version": 2}, "bad-task"),
+    ({"roster_version": 2}, "other-roster"),
 ]
 
 

@@ -14,13 +14,12 @@ from not_fed.coordinator.rounds import Order, Reply, Rounds
 from not_fed.envelope.logged import label_entry
 from not_fed.home import Home
 from not_fed.simulation import Prepared, SimulationResult, run
-from not_fed.site.parcels import Parcel
 from not_fed.trust.log_checkpoint import log_origin
 from not_fed.trust.log_entries import entry
 from not_fed.trust.log_folder import LogFolder, append_many, create_log
 from not_fed.trust.log_memory import remembered
 from not_fed.trust.log_tiles import LogDamaged
-from tests.support.federation import SITES, a_task, ask, parcel_in, refusal, signed, tiny_prepared
+from tests.support.federation import SITES, Parcel, a_task, ask, parcel_in, refusal, signed, tiny_prepared
 
 ORIGIN = log_origin("tiny", "coordinator")
 CLINIC, WARD, HOSPICE = SITES
@@ -123,7 +122,7 @@ def _answer(
     prepared: Prepared, order: Order, site: str, **changes: bytes | list[bytes] | None
 ) -> RecordDict:  # fmt: skip
     papers = {"log": order.log, "proofs": [parcel.proof or b"" for parcel in order.parcels]} | changes
-    parcels = [Parcel(label=parcel.label, sealed=parcel.sealed) for parcel in order.parcels]
+    parcels = [Parcel(label=parcel.label, sealed=parcel.sealed or b"") for parcel in order.parcels]
     kept = {name: value for name, value in papers.items() if value is not None}
     return ask(prepared, site, order.task, parcels, **kept)
 

@@ -23,14 +23,13 @@ from not_fed import settings
 from not_fed.envelope.label import label_path
 from not_fed.envelope.passport import issue_passport, new_passport
 from not_fed.envelope.seal import seal_organ
-from not_fed.envelope.task import ParcelRef, ProposedPrivacy, Task, Training, new_id, sign_task
+from not_fed.envelope.task import PROTOCOL, ParcelRef, ProposedPrivacy, Task, Training, new_id, sign_task
 from not_fed.home import Home
 from not_fed.organ.anatomy import Span
 from not_fed.organ.extract import extract
+from not_fed.processes.bundle import load_app
 from not_fed.simulation import FederationFile, Prepared, prepare
-from not_fed.simulation.bundle import load_app
 from not_fed.simulation.grid import LocalGrid
-from not_fed.site.parcels import Parcel
 from tests.support.folders import records, save_base
 from tests.support.tiny import tiny_llama
 
@@ -38,6 +37,19 @@ _TEMPLATES = Path(tempfile.mkdtemp(prefix="not-fed-tests-"))
 atexit.register(shutil.rmtree, _TEMPLATES, ignore_errors=True)
 SITES = ("clinic", "hospice", "ward")
 SPAN = (1, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parcel:
+    """A sealed organ as a test holds it: in memory."""
+
+    label: bytes
+    sealed: bytes
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the sealed bytes."""
+        return hashlib.sha256(self.sealed).hexdigest()
 
 
 def tiny_federation(
@@ -148,8 +160,8 @@ def ask(
 ) -> RecordDict:
     """Send an order to one site through the bundle's ClientApp and Flower's serialisation; its answer's content."""
     grid = LocalGrid(load_app("clients"), [{"home": str(prepared.sites[site])}])
-    arrays = {str(i): Array(np.frombuffer(parcel.sealed, np.uint8)) for i, parcel in enumerate(parcels)}
-    order = ConfigRecord({"task": line, "labels": [parcel.label for parcel in parcels]} | papers)
+    arrays = {parcel.sha256: Array(np.frombuffer(parcel.sealed, np.uint8)) for parcel in parcels}
+    order = ConfigRecord({"protocol": PROTOCOL, "task": line, "labels": [parcel.label for parcel in parcels], **papers})
     content = RecordDict({"order": order, "parcels": ArrayRecord(arrays)})
     (reply,) = grid.send_and_receive([Message(content, grid.get_node_ids()[0], "train")])
     return reply.content

@@ -15,9 +15,8 @@ from not_fed.envelope.label import LabelMismatch
 from not_fed.errors import NotFedError
 from not_fed.home import Home
 from not_fed.simulation import Prepared
-from not_fed.site.parcels import Parcel
 from not_fed.trust.roster import TrustedRoster
-from tests.support.federation import an_organ, seal_as, tiny_prepared
+from tests.support.federation import Parcel, an_organ, seal_as, tiny_prepared
 
 
 def clock() -> datetime:

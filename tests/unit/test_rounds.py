@@ -22,8 +22,7 @@ from not_fed.home import Home
 from not_fed.organ.organ import read_organ
 from not_fed.settings import BadSettings
 from not_fed.simulation import Prepared
-from not_fed.site.parcels import Parcel
-from tests.support.federation import SITES, an_organ, seal_as, tiny_prepared
+from tests.support.federation import SITES, Parcel, an_organ, seal_as, tiny_prepared
 
 
 def clock() -> datetime:
@@ -173,6 +172,7 @@ def test_the_aggregator_leaves_out_what_would_spoil_the_mean(tmp_path: Path) -> 
     order = rounds.order(Step(run="first", round=2, kind="train"), "clinic", now=clock())
     (only,) = order.parcels
     label, sealed = only.label, only.sealed
+    assert sealed is not None
     (tmp_path / "aggregate.sealed").write_bytes(sealed)
     home = Home(prepared.sites["clinic"])
     opened = open_organ(

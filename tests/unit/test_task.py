@@ -14,11 +14,15 @@ import pytest
 from not_fed import canonical
 from not_fed.envelope.task import (
     GREETING_TYPE,
+    PROTOCOL,
     TASK_TYPE,
+    ClockApart,
     Greeting,
+    OtherProtocol,
     ParcelRef,
     Task,
     Training,
+    check_protocol,
     sign_greeting,
     sign_task,
     verify_greeting,
@@ -88,7 +92,7 @@ def test_a_task_comes_back_as_it_was_signed(roster: TrustedRoster) -> None:
         ({"coordinator": "clinic"}, CLINIC, timedelta(0), "member-role"),
         ({"coordinator": "stranger"}, STRANGER, timedelta(0), "member-unknown"),
         ({"federation": "highlands"}, HUB, timedelta(0), "bad-task"),
-        ({"roster_version": 2}, HUB, timedelta(0), "bad-task"),
+        ({"roster_version": 2}, HUB, timedelta(0), "other-roster"),
         ({}, HUB, timedelta(days=2), "not-current"),
         ({}, HUB, timedelta(hours=-1), "not-current"),
     ],
@@ -143,6 +147,8 @@ def greeting(**changes: object) -> Greeting:
         "coordinator": "hub",
         "nonce": "1" * 32,
         "log_size": 0,
+        "not_fed": "1.2.3",
+        "protocol": PROTOCOL,
     }
     return Greeting(**{**fields, "issued": NOW, **changes})
 
@@ -158,7 +164,7 @@ def test_a_greeting_names_its_site(roster: TrustedRoster) -> None:
         ({"coordinator": "other"}, CLINIC, "bad-greeting"),
         ({"nonce": "2" * 32}, CLINIC, "bad-greeting"),
         ({"federation": "highlands"}, CLINIC, "bad-greeting"),
-        ({"issued": NOW - timedelta(hours=1)}, CLINIC, "bad-greeting"),
+        ({"issued": NOW - timedelta(hours=1)}, CLINIC, "clock-apart"),
         ({}, STRANGER, "signature-refused"),
         ({"site": "stranger"}, STRANGER, "member-unknown"),
         ({"site": "hub"}, HUB, "member-role"),
@@ -169,6 +175,24 @@ def test_a_greeting_for_another_coordinator_or_nonce_is_refused(
 ) -> None:
     line = sign_greeting(greeting(**changes), signer=signer.signer)
     assert code_of(lambda: verify_greeting(line, coordinator="hub", nonce="1" * 32, roster=roster, now=NOW)) == code
+
+
+def test_a_site_whose_clock_is_off_by_a_day_is_named(roster: TrustedRoster) -> None:
+    for off in (timedelta(days=-1), timedelta(days=1)):
+        line = sign_greeting(greeting(issued=NOW + off), signer=CLINIC.signer)
+        with pytest.raises(ClockApart) as error:
+            verify_greeting(line, coordinator="hub", nonce="1" * 32, roster=roster, now=NOW)
+        assert "clinic" in error.value.where
+        assert f"{NOW + off:%Y-%m-%d %H:%M:%S}" in error.value.got
+    near = sign_greeting(greeting(issued=NOW - timedelta(minutes=4)), signer=CLINIC.signer)
+    assert verify_greeting(near, coordinator="hub", nonce="1" * 32, roster=roster, now=NOW).site == "clinic"
+
+
+@pytest.mark.parametrize("spoken", [PROTOCOL + 1, PROTOCOL - 1, None, "1", [1]])
+def test_a_side_that_speaks_another_protocol_is_refused(spoken: object) -> None:
+    check_protocol(PROTOCOL, where="order")
+    with pytest.raises(OtherProtocol):
+        check_protocol(spoken, where="order")
 
 
 def test_a_greeting_is_no_task_and_a_task_no_greeting(roster: TrustedRoster) -> None:
