@@ -44,7 +44,7 @@ from not_fed.simulation import (
     run,
     summarise,
 )
-from not_fed.simulation.bundle import hospitals_folder
+from not_fed.processes.bundle import hospitals_folder
 from not_fed.simulation.federation import HPO
 from not_fed.site.state import SiteState
 

@@ -10,7 +10,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 from not_fed.home import simulation_folder
-from not_fed.simulation.bundle import hospitals_folder
+from not_fed.processes.bundle import hospitals_folder
 from not_fed.simulation.federation import load_federation
 from not_fed.simulation.prepare import prepare
 
