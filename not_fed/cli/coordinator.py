@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from not_fed.cli import drop
 from not_fed.cli.output import AsJson, say, show
 from not_fed.errors import UsageError
 
@@ -42,6 +43,9 @@ def register(parent: typer.Typer) -> None:
     group.command("init")(init_command)
     group.command("enrol", epilog=_COMPARE)(enrol_command)
     group.command("invite")(invite_command)
+    group.command("serve")(serve_command)
+    group.command("status")(status_command)
+    drop.register_coordinator(group)
     parent.add_typer(group, name="coordinator")
 
 
@@ -131,6 +135,35 @@ def invite_command(
         {"schema": INVITED_SCHEMA, "invitation": str(out), "fingerprint": fingerprint}, as_json=as_json,
         lines=[("invitation", str(out)), ("fingerprint", fingerprint)],
     )  # fmt: skip
+
+
+def serve_command(
+    home: HomeFolder,
+    until_complete: Annotated[
+        bool, typer.Option("--until-complete", help="End when the plan's run is complete, or has stopped for good.")
+    ] = False,
+) -> None:
+    """Serve: the gateway for sites on the one port that is open, Flower's processes behind it, and the run.
+
+    Whatever of it is killed goes on with the round that was open. SIGTERM or ^C ends it in order.
+    """
+    from not_fed.coordinator.serve import serve
+
+    serve(home, until_complete=until_complete, say=_say_at)
+
+
+def status_command(home: HomeFolder, as_json: AsJson = False) -> None:
+    """Show rounds, sites and what is awaited from whom, the bank, and problems; whether it serves or not."""
+    from not_fed.cli.coordinator_status import lines_of
+    from not_fed.coordinator.status import coordinator_status
+
+    status = coordinator_status(home)
+    show(status, as_json=as_json, lines=lines_of(status))
+
+
+def _say_at(message: str) -> None:
+    """A line with its time, for a journal that has none of its own."""
+    say(f"{datetime.now().astimezone():%H:%M:%S} {message}")
 
 
 def _digest_of(base: str) -> str:

@@ -199,7 +199,7 @@ def add_site(home: Path, site: str) -> bool:
     plan = settings.load(_NewPlan, path)
     if site in plan.sites:
         return True
-    if CoordinatorState(home).began(plan.run):
+    if CoordinatorState(home).outcome(plan.run) is not None:
         return False
     sites = sorted([*plan.sites, site])
     changed = _SITES.sub(lambda _: f"sites = {json.dumps(sites)}", text, count=1)
