@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from not_fed import files
+from not_fed import canonical, files
 from not_fed.coordinator.drop import export_orders, import_answers
 from not_fed.coordinator.state import CoordinatorState
 from not_fed.envelope.carried import CARRIED_TYPE, MAX_CARRIED_BYTES, CarriedAnswer, sign_carried
@@ -84,7 +86,7 @@ def test_an_altered_task_is_refused(second: Post, place: int) -> None:
     changed = bytearray(kept)
     changed[place] ^= 1
     task.write_bytes(changed)
-    assert site_refuses(second, second.stick("clinic")) in ("bad-signature", "malformed-signed", "signed-malformed")
+    assert site_refuses(second, second.stick("clinic")) in ("signature-refused", "signed-malformed")
     task.write_bytes(kept)
     assert second.work("clinic").received == 2
 
@@ -192,6 +194,13 @@ def test_a_name_on_the_stick_leads_nowhere(post: Post, tmp_path: Path) -> None:
     assert (done.counted, done.errors) == ({"clinic": "sealed"}, {})
 
 
+def _with_payload(line: bytes, answer: CarriedAnswer) -> bytes:
+    """The signatures of one answer over another."""
+    envelope = json.loads(line)
+    envelope["payload"] = base64.b64encode(answer.to_payload()).decode()
+    return canonical.dumps(envelope)
+
+
 def test_a_forged_answer_is_refused(post: Post, tmp_path: Path) -> None:
     """Own. An answer in a site's name is signed by another, or for another coordinator, or is another site's own.
     Powers: another member's keys, and the whole stick. Control: the site's own is counted.
@@ -208,6 +217,9 @@ def test_a_forged_answer_is_refused(post: Post, tmp_path: Path) -> None:
         "another coordinator": sign_carried(said.model_copy(update={"coordinator": "other"}), signer=clinic),
         "from the future": sign_carried(said.model_copy(update={"issued": now() + timedelta(days=1)}), signer=clinic),
         "another's own": (post.stick("ward") / "answers" / "ward" / "answer").read_bytes(),
+        "other words under true signatures": _with_payload(
+            line, said.model_copy(update={"left_out": ("0" * 64 + " x",)})
+        ),
         "cut off": line[:-10],
         "empty": b"",
         "a flood": b"{" * (MAX_CARRIED_BYTES + 1),
@@ -217,6 +229,7 @@ def test_a_forged_answer_is_refused(post: Post, tmp_path: Path) -> None:
         answer.write_bytes(data)
         codes[name] = coordinator_refuses(post, post.stick("clinic"))
     assert codes["another coordinator"] == codes["from the future"] == codes["another's own"] == "bad-carried-answer"
+    assert codes["signed by another"] == codes["other words under true signatures"] == "signature-refused"
     answer.write_bytes(line)
     assert post.take_in("clinic").counted == {"clinic": "sealed"}
 
