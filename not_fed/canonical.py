@@ -15,7 +15,8 @@ from typing import Any
 from not_fed.errors import InputError
 
 MAX_DEPTH = 16
-_TOKENS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{\]}]', re.DOTALL)  # possessive: an open string costs one pass, not n
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # possessive: an open string costs one pass, not n
+_NO_BRACKETS = re.compile(r"[^\[{\]}]+")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a character; we write UTF-8 and never need the escape
 MAX_DIGITS = 19  # 64-bit integers, and no quadratic parsing of five thousand digits
 
@@ -67,10 +68,11 @@ def _check_depth(text: str) -> None:
     """Counts brackets outside strings; json.loads itself would recurse first."""
     if _SURROGATE.search(text):
         raise _Refused("an escaped surrogate")
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
     depth = 0
-    for token in _TOKENS.finditer(text):
-        mark = token[0][0]
-        depth += (mark in "[{") - (mark in "]}")
+    for mark in _NO_BRACKETS.sub("", _STRING.sub("", text)):
+        depth += 1 if mark in "[{" else -1
         if depth > MAX_DEPTH:
             raise _Refused(f"nesting deeper than {MAX_DEPTH}")
 
@@ -106,7 +108,10 @@ def format_time(moment: datetime) -> str:
 
 def parse_time(text: str) -> datetime:
     """The moment behind that spelling; raises ValueError for any other."""
-    moment = datetime.strptime(text, _TIME).replace(tzinfo=UTC)
-    if moment.strftime(_TIME) != text:
+    try:
+        moment = datetime.fromisoformat(text)  # a tenth of what strptime costs, and a roster has hundreds of times
+    except ValueError:
+        moment = None
+    if moment is None or moment.strftime(_TIME) != text:
         raise ValueError("a time in another spelling")
     return moment

@@ -74,23 +74,26 @@ class HybridIdentity:
     def __reduce__(self) -> NoReturn:
         raise TypeError("an identity stays in this process")
 
-    def unwrap(self, header: Header) -> bytes:
+    def unwrap(self, header: Header, *, first: int = 0) -> bytes:
         """The file key, once the whole header is known to be well-formed and written under that key.
 
+        Args:
+            first: the stanza to begin with, where its place is known: each one that is tried costs a decapsulation.
         Raises:
             BadContainer: a stanza of another type or shape (a downgrade), or a header under another file key.
             NotForThisKey: no stanza is for this key; nothing more is said.
         """
         for stanza in header.stanzas:
             _check_stanza(stanza)
-        found = [file_key for stanza in header.stanzas if (file_key := self._try(stanza)) is not None]
-        if not found:
+        in_turn = (*header.stanzas[first:], *header.stanzas[:first])
+        found = next((file_key for stanza in in_turn if (file_key := self._try(stanza)) is not None), None)
+        if found is None:
             raise NotForThisKey(
                 where="sealed file", expected="a copy of its key for this identity", got="none",
                 hint="ask the sender to seal it to this site",
             )  # fmt: skip
-        header.check(found[0])
-        return found[0]
+        header.check(found)
+        return found
 
     def _try(self, stanza: Stanza) -> bytes | None:
         try:

@@ -37,13 +37,17 @@ class Opener:
         """How waybills name this site's sealing keys, the current one and the retired ones."""
         return frozenset(recipient_fingerprint(one.recipient) for one in (self.identity, *self.retired))
 
-    def unwrap(self, header: Header) -> bytes:
-        """The file key of a container; raises BadContainer or NotForThisKey."""
+    def unwrap(self, header: Header, *, first: int = 0) -> bytes:
+        """The file key of a container, whose stanza for us is likely number `first`.
+
+        Raises:
+            BadContainer, NotForThisKey.
+        """
         *others, last = (self.identity, *self.retired)
         for identity in others:
             with suppress(NotForThisKey):
-                return identity.unwrap(header)
-        return last.unwrap(header)
+                return identity.unwrap(header, first=first)
+        return last.unwrap(header, first=first)
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,19 +104,13 @@ class Base:
     @cached_property
     def sha256(self) -> str:
         """Digest of all tensors (see `digest_tensors`); computed once per state of the files, then remembered."""
-        shards = sorted({place.file for place in self.places.values()})
-        states = [(path, FileState.of(path)) for path in shards]
-        digest = snapshots.recall("tensors", states)
-        if digest is None:
-            digest = digest_tensors(self.places, progress=self.progress)
-            if states == [(path, FileState.of(path)) for path in shards]:
-                snapshots.note("tensors", states, digest)
-        return digest
+        return _remembered("tensors", self.places, progress=self.progress)
 
     def span_sha256(self, span: Span) -> str:
-        """Digest of a span's tensors under their organ names; computed once. Errors as `span_places`."""
+        """Digest of a span's tensors under their organ names; remembered like `sha256`. Errors as `span_places`."""
         if span not in self._span_digests:
-            self._span_digests[span] = digest_tensors(self.span_places(span))
+            places = self.span_places(span)
+            self._span_digests[span] = _remembered(f"tensors of layers {span}", places)
         return self._span_digests[span]
 
     def span_places(self, span: Span) -> dict[str, Place]:
@@ -165,6 +159,18 @@ def open_base(folder_or_name: str | Path, *, progress: Progress = silent) -> Bas
     folder = folder.resolve()
     config = _read_json(folder / "config.json")
     return Base(folder=folder, config=config, places=_read_places(folder), progress=progress)
+
+
+def _remembered(kind: str, places: Mapping[str, Place], *, progress: Progress = silent) -> str:
+    """Their digest: from a note of that kind about the files as they are now, computed and noted otherwise."""
+    files_read = sorted({place.file for place in places.values()})
+    states = [(path, FileState.of(path)) for path in files_read]
+    digest = snapshots.recall(kind, states)
+    if digest is None:
+        digest = digest_tensors(places, progress=progress)
+        if states == [(path, FileState.of(path)) for path in files_read]:
+            snapshots.note(kind, states, digest)
+    return digest
 
 
 def digest_tensors(places: Mapping[str, Place], *, progress: Progress = silent) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from not_fed.organ.anatomy import Span
-from not_fed.organ.checkpoint import Base, digest_tensors
+from not_fed.organ.checkpoint import Base
 from not_fed.organ.organ import Manifest, OrganInfo, read_organ
 from not_fed.organ.writing import write_safetensors
 from not_fed.progress import Progress, silent
@@ -18,7 +18,7 @@ def describe(base: Base, span: Span) -> Manifest:
         blood_type=base.blood_type,
         span=span,
         base_sha256=base.sha256,
-        span_sha256=digest_tensors(base.span_places(span)),
+        span_sha256=base.span_sha256(span),
     )
 
 

@@ -329,11 +329,16 @@ def _keys(identity: PublicIdentity) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def check_distinct(entries: Sequence[MemberEntry]) -> None:
-    """No name and no key may stand for two members, or for two purposes; former keys included. Raises MemberExists."""
+def check_distinct(entries: Sequence[MemberEntry]) -> dict[str, Member]:
+    """The members by name, no name and no key standing for two of them, or for two purposes; former keys included.
+
+    Raises:
+        MemberExists.
+    """
     seen: set[str] = set()
+    members = {}
     for entry in entries:
-        member = entry.to_member()
+        member = members[entry.name] = entry.to_member()
         for marks in _marks(member):
             if marks & seen:
                 raise MemberExists(
@@ -341,6 +346,7 @@ def check_distinct(entries: Sequence[MemberEntry]) -> None:
                     hint="new keys for a member: roster rotate; anybody else makes keys of its own",
                 )  # fmt: skip
             seen |= marks
+    return members
 
 
 def check_new_keys(entry: MemberEntry, *, revoked: MemberEntry) -> None:
@@ -374,8 +380,7 @@ def read_roster(
     try:
         parsed = RosterFile.model_validate(canonical.loads(roster, where="roster.json"))
         recalled = RecallsFile.model_validate(canonical.loads(recalls, where="recalls.json"))
-        check_distinct(parsed.members)
-        members = {entry.name: entry.to_member() for entry in parsed.members}
+        members = check_distinct(parsed.members)
         by_stewards = [entry.to_recall() for entry in recalled.recalls]
     except (ValidationError, ValueError, canonical.BadJson, BadKeyText, MemberExists) as error:
         got = error.got if isinstance(error, InputError) else "fields of another shape"

@@ -70,12 +70,13 @@ def tuf_keys(keys: SigningKeys) -> tuple[Key, Key]:
 
 def build_root(people: People, *, version: int, since: int, expires: Any) -> Root:  # noqa: ANN401  a datetime
     """The one root that these people can have with this version and date, published with roster version `since`."""
-    names = {name: [key.keyid for key in tuf_keys(people[name])] for name in sorted(people)}
+    keys = {name: tuf_keys(people[name]) for name in sorted(people)}
+    names = {name: [key.keyid for key in pair] for name, pair in keys.items()}
     fields = {FIELD: names, SINCE: since}
     root = Root(version=version, expires=expires, consistent_snapshot=True, unrecognized_fields=fields)
     for role in ROLES:
-        for name in sorted(people):
-            for key in tuf_keys(people[name]):
+        for pair in keys.values():
+            for key in pair:
                 root.add_key(key, role)
         root.roles[role].threshold = threshold(len(people))
     return root
