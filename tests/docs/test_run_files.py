@@ -114,6 +114,24 @@ def test_the_coordinators_health_check_asks_the_gateway(status: int, healthy: bo
     assert (done.returncode == 0) is healthy, done.stderr
 
 
+def test_a_sites_health_check_finds_the_supernode_and_not_itself(tmp_path: Path) -> None:
+    program = service("clients")["healthcheck"]["test"][3].replace("/proc", str(tmp_path))
+    own = f"python\0-c\0{service('clients')['healthcheck']['test'][3]}\0".encode()
+
+    def healthy() -> bool:
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
+
+    for number, words in ((1, b"python\0/opt/not-fed/bin/not-fed\0site\0join\0"), (7, own)):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "cmdline").write_bytes(words)
+    assert not healthy()
+    (tmp_path / "8").mkdir()
+    (tmp_path / "8" / "cmdline").write_bytes(
+        b"/opt/not-fed/bin/python\0/opt/not-fed/bin/flower-supernode\0--superlink\0"
+    )
+    assert healthy()
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
 def test_a_unit_is_one_that_systemd_takes_and_shuts_in(unit: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
