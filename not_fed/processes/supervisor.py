@@ -297,7 +297,7 @@ def _bare_python(
     """One of the two programs of `leash`, in a session of its own."""
     return subprocess.Popen(  # noqa: S603  our own program, no shell
         [sys.executable, "-I", "-S", leash.__file__, *words], stdin=stdin, stdout=stdout,
-        stderr=subprocess.STDOUT, env=env, cwd=cwd, start_new_session=True,
+        stderr=subprocess.STDOUT, env=env, cwd=cwd, start_new_session=True, umask=0o077,
     )  # fmt: skip
 
 
