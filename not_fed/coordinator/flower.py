@@ -32,7 +32,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from not_fed.arrays import bytes_of_array
 from not_fed.coordinator.rounds import Order, Reply, Rounds, TooFewAnswers, clean_code
 from not_fed.coordinator.state import Step, run_lock
-from not_fed.envelope.task import PROTOCOL, Greeting, OtherProtocol, new_id, verify_greeting
+from not_fed.envelope.task import PROTOCOL, ClockApart, Greeting, OtherProtocol, new_id, verify_greeting
 from not_fed.errors import NotFedError, PeerError
 from not_fed.home import COORDINATOR, simulation_folder
 
@@ -42,6 +42,7 @@ FIRST_POLL_S, LONGEST_POLL_S = 0.02, 2.0
 SLOW_CALL_S = 1.0  # Flower tries again by itself where the SuperLink does not answer: a call that took this long tells
 DOUBT_S = 10.0
 LINK_PATIENCE_S = 300.0
+ROSTER_LOOK_S = 30.0
 MAX_CRASHES = 3
 LOST: Final = {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE}
 _T = TypeVar("_T")
@@ -263,7 +264,8 @@ class _Seats:
             said = verify_greeting(line, coordinator=plan.name, nonce=nonce, roster=self._rounds.roster, now=_now())
         except NotFedError as error:
             log.warning("a connection could not prove who it is: %s", error)
-            self._rounds.state.problem(error.code, f"a connection could not prove who it is: {error}"[:500])
+            site = error.site if isinstance(error, ClockApart) else None
+            self._rounds.state.problem(error.code, f"a connection could not prove who it is: {error}"[:500], site=site)
             return None
         return said if said.site in plan.sites else None
 
@@ -314,7 +316,7 @@ class _Exchange:
         self._seats = _Seats(self._link, rounds)
         self._sent: dict[str, _Sent] = {}
         self._attempt = _Attempt(step=Step(run=rounds.plan.run, round=1, kind="train"))
-        self._started = time.monotonic()
+        self._started = self._roster_at = time.monotonic()
 
     def ask(self, step: Step) -> bool:
         """Ask every site whose answer is missing, until the last has answered or its time is over.
@@ -331,8 +333,10 @@ class _Exchange:
             came = self._seats.greet(self._uncertain)
             self._doubt()
             for site, node in self._in_turn():
-                came = self._order(site, node) or came
+                if self._rounds.roster.version == roster:
+                    came = self._order(site, node) or came
             came = self._take(self._sent) or came
+            self._look_at_roster()
             if self._rounds.roster.version != roster:
                 return False
             if self._is_over():
@@ -340,6 +344,12 @@ class _Exchange:
             self._require_anybody()
             pause = FIRST_POLL_S if came else min(2 * pause, LONGEST_POLL_S)
             time.sleep(pause)
+
+    def _look_at_roster(self) -> None:
+        """Whoever is revoked while a round goes on is not asked, and not counted, to its end."""
+        if time.monotonic() - self._roster_at > ROSTER_LOOK_S:
+            self._roster_at = time.monotonic()
+            self._rounds.refresh(now=_now())
 
     def linger(self, step: Step) -> None:
         """Wait before the step is opened again; an answer that comes meanwhile counts, and enough of them end it."""

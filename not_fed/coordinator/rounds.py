@@ -15,10 +15,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from not_fed.coordinator.bank import Bank
+from not_fed.coordinator.deployment import load_deployment
 from not_fed.coordinator.kept_log import KeptLog, open_log
 from not_fed.coordinator.plan import FederationPlan, load_plan
 from not_fed.coordinator.state import GOOD, Answered, CoordinatorState, Delivered, DeliveryKind, Status, Step
-from not_fed.envelope.label import Label, check_label
+from not_fed.envelope.label import Label, check_label, parse_label
 from not_fed.envelope.logged import label_entry
 from not_fed.envelope.receipt import verify_receipt
 from not_fed.envelope.task import ParcelRef, Task, new_id, sign_task, verify_task
@@ -128,7 +129,8 @@ class Rounds:
     def __init__(self, home: Path, *, now: datetime) -> None:
         self._home = Home(home)
         self.plan: FederationPlan = load_plan(home)
-        self._inline_bytes = _inline_bytes(home)
+        deployment = load_deployment(home)
+        self._inline_bytes = None if deployment is None else deployment.bank.inline_bytes
         self._signer = self._home.signer()
         self.bank = Bank(home / "bank")
         self._log_sizes: dict[str, int] = {}  # site -> size of the log that it has seen, where that is certain
@@ -143,7 +145,9 @@ class Rounds:
 
         Guarantees: a site that is not on it any more is neither ordered nor counted. Where the organs of the last
             round were sealed to a member that was revoked, nobody may open them: in mode bank that round is open again.
-        Proved by: tests/unit/test_rounds.py::test_a_site_that_was_revoked_is_not_ordered_and_does_not_count
+        Proved by:
+            tests/unit/test_exchange.py::test_a_site_that_is_revoked_in_mid_run_is_not_ordered_and_does_not_count,
+            tests/unit/test_exchange.py::test_organs_that_were_sealed_to_a_revoked_site_are_asked_for_again
         """
         roster = self._home.roster(now)
         if roster.version != self.roster.version:
@@ -289,7 +293,7 @@ class Rounds:
         """
         if reply.receipt is not None:
             self._keep_receipt(site, reply.receipt, now=now)
-        known = next((one for one in self.state.answers(step.run, step=step) if one.site == site), None)
+        known = self.state.answer_of(step, site)
         if known is not None and known.status in GOOD:
             log.info("round %d: %s sent an answer that was counted before", step.round, site)
             return "again"
@@ -347,6 +351,7 @@ class Rounds:
             self.state.close_attempt(step, outcome="too-few", missing=missing)
             self._problem(error.code, str(error))
             raise
+        self._task(step, now=now)  # a step is closed by its task, also when nobody was there to be sent it
         self.state.close(step)
         self.state.close_attempt(step, outcome="enough", missing=missing)
         log.info("round %d: %s is over with %d sealed organs", step.round, step.kind, len(good))
@@ -406,36 +411,26 @@ class Rounds:
     def _store(self, step: Step, site: str, reply: Reply, *, now: datetime) -> tuple[str, int]:
         if reply.label is None or (reply.sealed is None) == (reply.banked is None):
             raise _wrong("one sealed organ and its label", "something else")
-        if reply.sealed is not None:
-            digest, size = hashlib.sha256(reply.sealed).hexdigest(), len(reply.sealed)
-            self._check_size(size)
-            label = self.bank.check(reply.sealed, label=reply.label, roster=self.roster, now=now)
-        else:
-            digest, size = self._in_bank(str(reply.banked))
-            self._check_size(size)
-            label = check_label(
-                reply.label, sealed_sha256=digest, size_bytes=size, roster=self.roster, now=now
-            )  # fmt: skip
-        self._check_asked_for(step, site, label, digest)
+        claimed = parse_label(reply.label)[1]  # what it claims is looked at first: it is cheap; then whether it is true
+        self._check_asked_for(step, site, claimed)
         if reply.sealed is not None:
             self.bank.put(reply.sealed, label=reply.label, roster=self.roster, now=now)
+        else:
+            self._check_banked(str(reply.banked), label=reply.label, now=now)
+        digest, size = claimed.sealed.sha256, claimed.sealed.size_bytes
         if self.log is not None:
             self.log.enter(self.bank.label(digest), now=now)
         ref = ParcelRef(sender=site, sealed_sha256=digest, size_bytes=size, weight=1.0)
         self._note_delivery(step, ref, sender=site, recipient=self.plan.name)
         return digest, size
 
-    def _in_bank(self, digest: str) -> tuple[str, int]:
-        """Digest and size of what a site says that it has left in the bank."""
+    def _check_banked(self, digest: str, *, label: bytes, now: datetime) -> None:
+        """What a site says that it has left in the bank is there, and is what its label says."""
         if not _DIGEST.fullmatch(digest) or not self.bank.holds(digest):
             raise _wrong("a sealed organ that is in the bank", "one that is not")
-        return digest, self.bank.size(digest)
+        check_label(label, sealed_sha256=digest, size_bytes=self.bank.size(digest), roster=self.roster, now=now)
 
-    def _check_size(self, size: int) -> None:
-        if size > self.plan.max_parcel_bytes:
-            raise _wrong(f"a sealed organ of at most {self.plan.max_parcel_bytes:,} bytes", f"{size:,}")
-
-    def _check_asked_for(self, step: Step, site: str, label: Label, digest: str) -> None:
+    def _check_asked_for(self, step: Step, site: str, label: Label) -> None:
         recipients = [name for name in self.plan.recipients() if name != site and name not in self.revoked]
         expected = (site, self.plan.federation, step.round, recipients)
         if (label.sender, label.federation, label.round, list(label.to)) != expected:
@@ -443,10 +438,12 @@ class Rounds:
                 f"a label from {site} for round {step.round} to {', '.join(recipients)}",
                 f"one from {label.sender} for round {label.round} to {', '.join(label.to)}",
             )
-        if any(
-            one.sealed_sha256 == digest and (one.round, one.site) != (step.round, site)
-            for one in self.state.answers(step.run)
-        ):
+        if label.sealed.size_bytes > self.plan.max_parcel_bytes:
+            raise _wrong(
+                f"a sealed organ of at most {self.plan.max_parcel_bytes:,} bytes", f"{label.sealed.size_bytes:,}"
+            )
+        used = self.state.counted(label.sealed.sha256)
+        if used is not None and (used.run, used.round, used.site) != (step.run, step.round, site):
             raise _wrong("an organ that was not counted before", "the same one again")
 
     def _task(self, step: Step, *, now: datetime) -> _Issued:
@@ -571,16 +568,6 @@ class Rounds:
 def clean_code(code: object) -> str:
     """A site's code when it looks like one; whoever is connected may send anything, lines for the log included."""
     return code if isinstance(code, str) and len(code) <= 64 and _CODE.fullmatch(code) else "bad-code"
-
-
-def _inline_bytes(home: Path) -> int | None:
-    """Up to which size sealed organs travel in messages; None in a simulation, where there is no other way."""
-    if not (home / "coordinator.toml").exists():
-        return None
-    from not_fed.coordinator.deployment import load_deployment
-
-    deployment = load_deployment(home)
-    return None if deployment is None else deployment.bank.inline_bytes
 
 
 def _names(sites: list[str]) -> str:

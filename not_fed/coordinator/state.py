@@ -396,8 +396,22 @@ class CoordinatorState:
             rows = database.execute(
                 "SELECT * FROM answers WHERE run = ? ORDER BY round, kind DESC, site", (run,)
             ).fetchall()
-        found = [Answered(**{key: row[key] for key in row.keys() if key != "at"}) for row in rows]  # noqa: SIM118
+        found = [_answered(row) for row in rows]
         return [one for one in found if step is None or (one.round, one.kind) == (step.round, step.kind)]
+
+    def answer_of(self, step: Step, site: str) -> Answered | None:
+        """What one site answered in a step, if it did."""
+        with self._store.transaction() as database:
+            row = database.execute(
+                "SELECT * FROM answers WHERE run = ? AND round = ? AND kind = ? AND site = ?", (*_key(step), site)
+            ).fetchone()
+        return None if row is None else _answered(row)
+
+    def counted(self, sealed_sha256: str) -> Answered | None:
+        """The answer that this sealed organ was counted as, in whatever run."""
+        with self._store.transaction() as database:
+            row = database.execute("SELECT * FROM answers WHERE sealed_sha256 = ?", (sealed_sha256,)).fetchone()
+        return None if row is None else _answered(row)
 
     def drop_answer(self, answered: Answered) -> None:
         """An answer that was counted counts no longer, and its site may be asked again."""
@@ -454,6 +468,10 @@ class CoordinatorState:
 
 def _key(step: Step) -> tuple[str, int, str]:
     return step.run, step.round, step.kind
+
+
+def _answered(row: sqlite3.Row) -> Answered:
+    return Answered(**{key: row[key] for key in row.keys() if key != "at"})  # noqa: SIM118
 
 
 def _attempt(row: sqlite3.Row) -> Attempt:

@@ -82,7 +82,7 @@ def aggregate(
             snapshot=snapshot,
             passport=issue_passport(passport, signer=signer),
             sender=signer,
-            recipients=plan.sites,
+            recipients=[site for site in plan.sites if site in roster.members and roster.members[site].is_current(now)],
             roster=roster,
             federation=plan.federation,
             round_number=round_number,

@@ -56,6 +56,7 @@ class ClockApart(BadGreeting):
     """A site's clock and the coordinator's are further apart than anything that is signed for now bears."""
 
     code = "clock-apart"
+    site: str  # proven by its signatures, unlike the names in other greetings that are refused
 
 
 class Training(Statement):
@@ -246,10 +247,13 @@ def verify_greeting(line: bytes, *, coordinator: str, nonce: str, roster: Truste
             hint="the connection is not used for any site",
         )
     if abs(now - greeting.issued) > CLOCK_SKEW:
-        raise ClockApart(
+        minutes = round((greeting.issued - now) / timedelta(minutes=1))
+        apart = ClockApart(
             where=f"greeting of {greeting.site}, field issued",
-            expected=f"within 5 minutes of {now:%Y-%m-%d %H:%M:%S} UTC",
-            got=f"{greeting.issued:%Y-%m-%d %H:%M:%S} UTC",
+            expected="a clock within 5 minutes of this one",
+            got=f"{abs(minutes)} minutes {'ahead' if minutes > 0 else 'behind'}",
             hint="set the clock that is wrong (timedatectl); the site is greeted again by itself",
         )
+        apart.site = greeting.site
+        raise apart
     return greeting

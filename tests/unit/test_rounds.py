@@ -14,7 +14,7 @@ import pytest
 from not_fed import settings
 from not_fed.coordinator.plan import FederationPlan
 from not_fed.coordinator.rounds import Reply, Rounds, TooFewAnswers
-from not_fed.coordinator.state import PlanChanged, Step
+from not_fed.coordinator.state import PlanChanged, Seen, Step
 from not_fed.envelope.checks import Expectation
 from not_fed.envelope.open import open_organ
 from not_fed.envelope.task import verify_task
@@ -111,6 +111,97 @@ def test_an_organ_counts_once(prepared: Prepared) -> None:
     assert [one.sealed_sha256 for one in answers] == [parcel.sha256]
 
 
+def test_an_answer_after_the_rounds_end_is_noted_and_changes_nothing(prepared: Prepared) -> None:
+    rounds = Rounds(prepared.coordinator, now=clock())
+    for site in ("clinic", "ward"):
+        accept(rounds, FIRST, site, reply(organ(prepared, site)))
+    rounds.close(FIRST, now=clock())
+    task = rounds.order(Step(run="first", round=2, kind="train"), "clinic", now=clock()).task
+    before = rounds.bank.listing()
+    assert accept(rounds, FIRST, "hospice", reply(organ(prepared, "hospice"))) == "late"
+    assert accept(rounds, FIRST, "clinic", reply(organ(prepared, "clinic", add=1.0))) == "again"
+    assert rounds.bank.listing() == before
+    assert rounds.order(Step(run="first", round=2, kind="train"), "ward", now=clock()).task == task
+    assert {one.site: one.status for one in rounds.state.answers("first")} == {
+        "clinic": "sealed", "hospice": "late", "ward": "sealed",
+    }  # fmt: skip
+    assert {(one.code, one.site) for one in rounds.state.problems()} == {
+        ("late-answer", "hospice"),
+        ("silent", "hospice"),
+    }
+
+
+def test_an_organ_that_was_left_in_the_bank_is_held_to_the_same(prepared: Prepared) -> None:
+    rounds = Rounds(prepared.coordinator, now=clock())
+    path = an_organ(prepared, prepared.folder / "x.organ")
+    good, other = organ(prepared, "clinic"), seal_as(prepared, "clinic", path, round_number=2)
+    wards = organ(prepared, "ward")
+    bad = {
+        "not there": Reply(banked=good.sha256, label=good.label),
+        "no digest": Reply(banked="../../state.db", label=good.label),
+        "both ways": Reply(banked=good.sha256, sealed=good.sealed, label=good.label),
+    }
+    for what, answer in bad.items():
+        assert accept(rounds, FIRST, "clinic", answer) == "bad-answer", what
+    for parcel in (good, other, wards):
+        rounds.bank.put(parcel.sealed, label=parcel.label, roster=rounds.roster, now=clock())
+    bad = {
+        "of another round": Reply(banked=other.sha256, label=other.label),
+        "of another site": Reply(banked=wards.sha256, label=wards.label),
+        "under another label": Reply(banked=other.sha256, label=good.label),
+        "without a label": Reply(banked=good.sha256),
+    }
+    for what, answer in bad.items():
+        assert accept(rounds, FIRST, "clinic", answer) == "bad-answer", what
+    assert accept(rounds, FIRST, "clinic", Reply(banked=good.sha256, label=good.label)) == "sealed"
+    assert accept(rounds, FIRST, "ward", reply(wards)) == "sealed"
+    rounds.close(FIRST, now=clock())
+    second = rounds.order(Step(run="first", round=2, kind="train"), "ward", now=clock())
+    assert [(one.sealed_sha256, one.sealed) for one in second.parcels] == [(good.sha256, good.sealed)]
+
+
+def test_large_organs_do_not_travel_inside_messages_where_there_is_a_bank(prepared: Prepared) -> None:
+    (prepared.coordinator / "coordinator.toml").write_text(
+        'address = "localhost:8443"\nlisten = "127.0.0.1:8443"\nbase = "tiny"\n[bank]\ninline_bytes = 1000\n'
+    )
+    rounds = Rounds(prepared.coordinator, now=clock())
+    parcels = {site: organ(prepared, site) for site in SITES}
+    for site in SITES:
+        assert rounds.order(FIRST, site, now=clock()).inline_bytes == 1000
+        accept(rounds, FIRST, site, reply(parcels[site]))
+    rounds.close(FIRST, now=clock())
+    order = rounds.order(Step(run="first", round=2, kind="train"), "ward", now=clock())
+    assert [one.sealed for one in order.parcels] == [None, None]
+    assert [one.size_bytes for one in order.parcels] == [len(parcels[site].sealed) for site in ("clinic", "hospice")]
+
+
+def test_a_problem_is_counted_and_the_newest_comes_first(prepared: Prepared) -> None:
+    state = Rounds(prepared.coordinator, now=clock()).state
+    for site in ("ward", "clinic", "ward"):
+        state.problem("silent", "round 1: it did not answer in time", site=site)
+    assert {(one.site, one.count) for one in state.problems()} == {("ward", 2), ("clinic", 1)}
+    assert len(state.problems(1)) == 1
+
+
+def test_the_version_that_a_site_named_last_stays(prepared: Prepared) -> None:
+    state = Rounds(prepared.coordinator, now=clock()).state
+    now = clock().replace(microsecond=0)
+    state.saw_site("ward", at=now, version="1.0")
+    state.saw_site("ward", at=now + timedelta(minutes=1))
+    state.saw_site("ward", at=now)  # another process, a moment behind
+    assert state.sites_seen()["ward"] == Seen(at=now + timedelta(minutes=1), version="1.0")
+
+
+def test_how_long_a_run_waits_may_change_and_nothing_else(prepared: Prepared) -> None:
+    Rounds(prepared.coordinator, now=clock())
+    path = prepared.coordinator / "federation.toml"
+    path.write_text("retry_s = 1.0\nmax_attempts = 9\nretry_after_s = 2.0\n" + path.read_text())
+    assert Rounds(prepared.coordinator, now=clock()).plan.max_attempts == 9
+    path.write_text("min_answers = 1\n" + path.read_text())
+    with pytest.raises(PlanChanged):
+        Rounds(prepared.coordinator, now=clock())
+
+
 def test_whatever_a_site_sends_as_a_code_is_cleaned(prepared: Prepared) -> None:
     rounds = Rounds(prepared.coordinator, now=clock())
     for site, code in zip(SITES, ("policy-span", "Robert'); DROP TABLE answers;--", "x" * 10_000), strict=True):
@@ -118,20 +209,27 @@ def test_whatever_a_site_sends_as_a_code_is_cleaned(prepared: Prepared) -> None:
     assert [one.code for one in rounds.state.answers("first")] == ["policy-span", "bad-code", "bad-code"]
 
 
-def test_too_few_organs_end_the_run_and_a_later_start_goes_on(prepared: Prepared) -> None:
+def test_too_few_organs_close_the_attempt_and_a_later_one_goes_on(prepared: Prepared) -> None:
     rounds = Rounds(prepared.coordinator, now=clock())
+    assert rounds.open(FIRST) == 1
     task = rounds.order(FIRST, "clinic", now=clock()).task
     accept(rounds, FIRST, "clinic", reply(organ(prepared, "clinic")))
     accept(rounds, FIRST, "ward", Reply(refused="internal-error"))
-    with pytest.raises(TooFewAnswers):
+    with pytest.raises(TooFewAnswers) as error:
         rounds.close(FIRST, now=clock())
+    assert "hospice: silent" in error.value.got
+    assert "ward: internal-error" in error.value.got
+    (attempt,) = rounds.state.attempts("first")
+    assert (attempt.outcome, attempt.missing) == ("too-few", {"hospice": "silent", "ward": "internal-error"})
     again = Rounds(prepared.coordinator, now=clock())
     assert again.next_step() == FIRST
+    assert again.open(FIRST) == again.open(FIRST) == 2  # opened once, gone on with once
     assert again.waiting_for(FIRST) == ["hospice", "ward"]
     assert again.order(FIRST, "ward", now=clock()).task == task  # the same bytes: a site that answered answers the same
     assert again.order(FIRST, "ward", now=clock() + timedelta(days=8)).task != task  # expired: a fresh one
     accept(again, FIRST, "ward", reply(organ(prepared, "ward")))
     again.close(FIRST, now=clock())
+    assert [one.outcome for one in again.state.attempts("first")] == ["too-few", "enough"]
     assert again.next_step() == Step(run="first", round=2, kind="train")
 
 

@@ -183,7 +183,7 @@ def test_a_site_whose_clock_is_off_by_a_day_is_named(roster: TrustedRoster) -> N
         with pytest.raises(ClockApart) as error:
             verify_greeting(line, coordinator="hub", nonce="1" * 32, roster=roster, now=NOW)
         assert "clinic" in error.value.where
-        assert f"{NOW + off:%Y-%m-%d %H:%M:%S}" in error.value.got
+        assert error.value.got == f"1440 minutes {'ahead' if off > timedelta(0) else 'behind'}"
     near = sign_greeting(greeting(issued=NOW - timedelta(minutes=4)), signer=CLINIC.signer)
     assert verify_greeting(near, coordinator="hub", nonce="1" * 32, roster=roster, now=NOW).site == "clinic"
 
