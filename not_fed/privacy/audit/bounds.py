@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtrc, expit, ndtr, ndtri
-from scipy.stats import norm
 
 CONFIDENCE = 0.95
 SHARES = (0.05, 0.1, 0.2, 0.4)  # of the canaries that are guessed; fixed before any run
@@ -140,6 +139,8 @@ def epsilon_of_gaussian(mu: float, *, delta: float) -> float:
     >>> round(epsilon_of_gaussian(1.0, delta=1e-5), 2)
     4.38
     """
+    from scipy.stats import norm  # here: whoever only trains starts a second of processor time sooner
+
     if mu <= 0.0:
         return 0.0
 

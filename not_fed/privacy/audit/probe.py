@@ -22,7 +22,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binom
 from torch import Tensor
 
 from not_fed.errors import BudgetError
@@ -259,6 +258,8 @@ class Probe:
             raise _alarm("steps", expected=f"{self.plan.steps:,}, each with noise", got=f"{self._steps:,}")
 
     def _require_draws(self) -> None:
+        from scipy.stats import binom
+
         chances, rate = self._steps * int(self._members.sum()), self.plan.sample_rate
         least, most = binom.ppf(FALSE_ALARM / 2, chances, rate), binom.isf(FALSE_ALARM / 2, chances, rate)
         if not least <= self._joins <= most:
