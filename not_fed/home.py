@@ -8,7 +8,10 @@ HOME/roster/        what `not-fed roster pin` and `roster update` keep
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +36,29 @@ class NoHome(InputError):
     """There is no member's home folder here."""
 
     code = "no-home"
+
+
+@contextmanager
+def new_home(home: Path, *, last: str) -> Iterator[Path]:
+    """As `files.new_folder`; an empty folder that is there already (a service's, a mounted one) is filled instead.
+
+    Args:
+        last: the file without which it is no home yet: it appears after all others.
+    """
+    if not home.is_dir() or any(home.iterdir()):
+        with files.new_folder(home) as part:
+            yield part
+        return
+    part = home / ".new"
+    part.mkdir(mode=0o700)
+    try:
+        yield part
+        home.chmod(0o700)
+        for entry in sorted(part.iterdir(), key=lambda entry: entry.name == last):
+            entry.rename(home / entry.name)
+        files.fsync_folder(home)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
