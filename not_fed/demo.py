@@ -151,7 +151,7 @@ def _recorded(path: Path) -> Iterator[Recorder]:
 def _refusals(result: SimulationResult, *, scratch: Path) -> list[dict[str, Any]]:
     """What a malicious server could try with a sealed organ that it holds, tried on the receiving site."""
     prepared = result.prepared
-    bank, state = Bank(prepared.coordinator / "bank"), CoordinatorState(prepared.coordinator)
+    bank, state = Bank.at(prepared.coordinator), CoordinatorState(prepared.coordinator)
     sent = next(
         one for one in state.deliveries(prepared.run) if one.kind == "organ" and one.recipient in prepared.sites
     )

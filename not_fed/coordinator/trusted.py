@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class TooFewUsable(PeerError):
     code = "too-few-usable"
 
 
+@contextmanager
 def aggregate(
     answers: Sequence[Answered],
     *,
@@ -48,10 +50,13 @@ def aggregate(
     roster: TrustedRoster,
     signer: Signer,
     now: datetime,
-) -> tuple[bytes, bytes]:
-    """The sealed aggregate of a round and its label.
+) -> Iterator[tuple[Path, bytes]]:
+    """The sealed aggregate of a round and its label; memory does not grow with the organs' size or number.
 
     An organ that is refused is left out and named in the log; it does not stop the others.
+
+    Yields:
+        the sealed file, which is gone after the block, and the label.
 
     Raises:
         TooFewUsable: fewer organs than the plan's `min_answers` are left.
@@ -89,7 +94,7 @@ def aggregate(
             out=work / "aggregate.sealed",
             now=now,
         )
-        return sealed.path.read_bytes(), sealed.label
+        yield sealed.path, sealed.label
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -110,10 +115,11 @@ def _average(
         federation=plan.federation, round_number=round_number, base_sha256=plan.base_sha256, span=plan.span
     )
     for answer in sorted(answers, key=lambda one: one.site):  # the same order as a site's own mean
-        out, digest = work / "one.organ", str(answer.sealed_sha256)
+        out, digest, sealed = work / "one.organ", str(answer.sealed_sha256), work / "one.sealed"
         try:
+            bank.fetch(digest, sealed)
             opened = open_organ(
-                bank.path(digest),
+                sealed,
                 opener=opener,
                 roster=roster,
                 out=out,
@@ -130,7 +136,7 @@ def _average(
         except NotFedError as error:
             log.warning("round %d: organ of %s left out: %s: %s", round_number, answer.site, error.code, error)
         finally:
-            for path in (out, passport_path(out)):
+            for path in (sealed, out, passport_path(out)):
                 path.unlink(missing_ok=True)
     if added < plan.min_answers:
         raise TooFewUsable(

@@ -196,7 +196,7 @@ def _stored(prepared: Prepared, coordinator: CoordinatorState) -> dict[str, dict
     names = {"sealed": "sealed organs", "label": "labels"}
     found = {
         names.get(kind, kind): {"count": stored.count, "bytes": stored.bytes}
-        for kind, stored in Bank(prepared.coordinator / "bank").listing().items()
+        for kind, stored in Bank.at(prepared.coordinator).listing().items()
     }
     aggregates = [one for number in _rounds(prepared) if (one := coordinator.aggregate(prepared.run, number))]
     if aggregates:

@@ -60,7 +60,7 @@ def test_the_server_holds_no_text_no_organ_and_no_key(seen: Seen) -> None:
     check = check_server(seen.result, recorded=seen.received)
     assert check.found == {}
     assert check.clean
-    bank = sum(path.stat().st_size for path in (seen.result.prepared.coordinator / "bank").iterdir())
+    bank = sum(path.stat().st_size for path in (seen.result.prepared.coordinator / "bank").rglob("*"))
     assert check.bytes_searched > 2 * bank > 500_000  # what it stored and, once more, what it received
     for kind in ("text, utf-8", "text, utf-16", "text, base64", "organ, float32", "organ, bfloat16", "organ, float16"):
         assert check.patterns[kind] > 100, kind

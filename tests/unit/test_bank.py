@@ -44,13 +44,15 @@ def bank(tmp_path: Path) -> Bank:
     return Bank(tmp_path / "bank")
 
 
-def test_a_sealed_organ_comes_back_with_its_label(bank: Bank, parcel: Parcel, roster: TrustedRoster) -> None:
+def test_a_sealed_organ_comes_back_with_its_label(
+    bank: Bank, parcel: Parcel, roster: TrustedRoster, tmp_path: Path
+) -> None:
     label = bank.put(parcel.sealed, label=parcel.label, roster=roster, now=clock())
     bank.put(parcel.sealed, label=parcel.label, roster=roster, now=clock())
     assert label.sender == "clinic"
     assert bank.get(parcel.sha256) == (parcel.sealed, parcel.label)
     assert {kind: stored.count for kind, stored in bank.listing().items()} == {"sealed": 1, "label": 1}
-    assert {stat.S_IMODE(path.stat().st_mode) for path in bank.path(parcel.sha256).parent.iterdir()} == {0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "bank" / parcel.sha256).iterdir()} == {0o600}
 
 
 def test_nothing_but_labelled_ciphertext_is_stored(
@@ -71,11 +73,21 @@ def test_nothing_but_labelled_ciphertext_is_stored(
     bank.put(parcel.sealed, label=parcel.label, roster=roster, now=clock())  # control: the door does open
 
 
-def test_a_file_that_changed_on_disk_is_not_handed_out(bank: Bank, parcel: Parcel, roster: TrustedRoster) -> None:
+def test_a_chunk_that_changed_on_disk_is_not_handed_out(
+    bank: Bank, parcel: Parcel, roster: TrustedRoster, tmp_path: Path
+) -> None:
     bank.put(parcel.sealed, label=parcel.label, roster=roster, now=clock())
-    bank.path(parcel.sha256).write_bytes(parcel.sealed[:-1] + bytes([parcel.sealed[-1] ^ 1]))
-    with pytest.raises(BankDamaged):
-        bank.get(parcel.sha256)
+    assert bank.get(parcel.sha256)[0] == parcel.sealed  # control: as it was stored it is handed out
+    (chunk,) = (tmp_path / "bank" / parcel.sha256).glob("000000-*")
+    chunk.write_bytes(parcel.sealed[:-1] + bytes([parcel.sealed[-1] ^ 1]))
+    for take in (
+        bank.get,
+        lambda digest: bank.fetch(digest, tmp_path / "out"),
+        lambda digest: bank.read_chunk(digest, 0),
+    ):
+        with pytest.raises(BankDamaged):
+            take(parcel.sha256)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", [hashlib.sha256(b"absent").hexdigest(), "../passphrase", "", "AB" * 32])

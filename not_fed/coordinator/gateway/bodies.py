@@ -1,0 +1,54 @@
+"""Request bodies, read as they come: no longer than announced, no longer than allowed, and not at any pace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from starlette.requests import ClientDisconnect, Request
+
+from not_fed.coordinator.gateway.answers import Refused
+
+
+def announced_bytes(request: Request, *, most: int) -> int:
+    """How long the body says it is.
+
+    Raises:
+        Refused: it does not say (411), or it is longer than `most` (413).
+    """
+    lengths = request.headers.getlist("content-length")
+    if len(lengths) != 1 or "transfer-encoding" in request.headers or not lengths[0].isascii():
+        raise Refused(411, "length-required")
+    if not lengths[0].isdigit() or len(lengths[0]) > 18:
+        raise Refused(400, "bad-length")
+    if int(lengths[0]) > most:
+        raise Refused(413, "too-long")
+    return int(lengths[0])
+
+
+async def pieces(request: Request, *, patience_s: float) -> AsyncIterator[bytes]:
+    """The body piece by piece; whoever is silent for `patience_s` is cut off (408)."""
+    stream = aiter(request.stream())
+    while True:
+        try:
+            piece = await asyncio.wait_for(anext(stream), patience_s)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise Refused(408, "too-slow") from None
+        except ClientDisconnect:
+            raise Refused(400, "cut-off") from None
+        if piece:
+            yield piece
+
+
+async def whole(request: Request, *, most: int, patience_s: float) -> bytes:
+    """A body of at most `most` bytes."""
+    size, body = announced_bytes(request, most=most), bytearray()
+    async for piece in pieces(request, patience_s=patience_s):
+        body += piece
+        if len(body) > size:
+            raise Refused(400, "bad-length")
+    if len(body) != size:
+        raise Refused(400, "cut-off")
+    return bytes(body)
