@@ -31,7 +31,7 @@ CHUNK_BYTES = 4 << 20
 TIMEOUT = httpx.Timeout(60.0, connect=15.0)
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 PATIENCE_S = 300.0  # without any progress
-MAX_ROSTER_FILES, MAX_ROSTER_BYTES = 2000, 16 << 20
+MAX_ROSTER_FILES = 2000
 PASSING = {408, 429, 500, 502, 503, 504}
 
 
@@ -133,16 +133,16 @@ class BankClient:
         files.fsync_folder(out.parent)
 
     def fetch_roster(self, out: Path) -> None:
-        """Copy the coordinator's roster files into the new folder `out`; nothing of it is trusted by that.
+        """Copy the coordinator's roster files into the empty folder `out`; nothing of it is trusted by that.
 
         Raises:
-            BankUnreachable, BankRefused, OutputExists.
+            BankUnreachable, BankRefused.
         """
-        with self._lasting() as patience, files.new_folder(out) as folder:
+        with self._lasting() as patience:
             for name in self._roster_names(patience):
                 data = self._call("GET", f"/v1/roster/{name}", patience, session=False).content
-                (folder / name).parent.mkdir(exist_ok=True)
-                files.write_atomic(folder / name, data, mode=0o644)
+                (out / name).parent.mkdir(exist_ok=True)
+                files.write_atomic(out / name, data, mode=0o644)
 
     def _roster_names(self, patience: _Patience) -> list[str]:
         listed: Any = self._call("GET", "/v1/roster", patience, session=False).json()
