@@ -6,7 +6,6 @@ step and its orders, hands over each reply as it comes, and closes the step.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from not_fed.envelope.logged import label_entry
 from not_fed.envelope.receipt import verify_receipt
 from not_fed.envelope.task import ParcelRef, Task, new_id, sign_task, verify_task
 from not_fed.envelope.waiting import COME_BACK
-from not_fed.errors import NotFedError, PeerError, TrustError
+from not_fed.errors import InputError, NotFedError, PeerError, TrustError
 from not_fed.home import Home
 from not_fed.trust.log_folder import LogFolder
 from not_fed.trust.roster import TrustedRoster
@@ -132,9 +131,10 @@ class Rounds:
         deployment = load_deployment(home)
         self._inline_bytes = None if deployment is None else deployment.bank.inline_bytes
         self._signer = self._home.signer()
-        self.bank = Bank(home / "bank")
+        self.bank = Bank.at(home)
         self._log_sizes: dict[str, int] = {}  # site -> size of the log that it has seen, where that is certain
         self._papers: dict[str, _Papers] = {}  # site -> what it was sent of the log, until it gives a good answer
+        self._proven: tuple[int, dict[str, bytes]] = (-1, {})  # size of the log, and proofs in it by digest
         self._issued: _Issued | None = None
         self.state = CoordinatorState(home)
         self.state.start_run(self.plan.run, plan_sha256=self.plan.sha256())
@@ -179,7 +179,7 @@ class Rounds:
             for one in self._sealed(step):
                 try:
                     self._bank_label(one, now=now)
-                except TrustError as error:
+                except (TrustError, InputError) as error:  # not when the bank's storage does not answer
                     text = f"round {step.round}: its organ counts no longer: {error}"
                     self._problem(error.code, text, site=one.site)
                     self.state.drop_answer(one)
@@ -243,7 +243,7 @@ class Rounds:
                     proof=None if papers is None else papers.proofs[digest],
                 )
             )  # fmt: skip
-            self._note_delivery(step, ref, sender=ref.sender, recipient=site)
+        self.state.deliver(*(self._delivery(step, ref, recipient=site) for ref in refs))
         log.info("round %d: %s task to %s with %d sealed organs", step.round, step.kind, site, len(parcels))
         return Order(
             site=site,
@@ -269,9 +269,20 @@ class Rounds:
                 task=issued.line,
                 growth=newest.consistency_text(min(self._log_sizes.pop(site, 0), size)),
                 size=size,
-                proofs={digest: newest.proof(label_entry(label)) for digest, label in labels.items()},
+                proofs=self._proofs(newest, labels),
             )
         return known
+
+    def _proofs(self, newest: LogFolder, labels: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Each organ's proof in this tree; every site gets the same ones, so they are made once."""
+        size, known = self._proven
+        if size != newest.checkpoint.size:
+            known = {}
+            self._proven = (newest.checkpoint.size, known)
+        for digest, label in labels.items():
+            if digest not in known:
+                known[digest] = newest.proof(label_entry(label))
+        return {digest: known[digest] for digest in labels}
 
     def saw_log(self, site: str, *, size: int) -> None:
         """A site says, signed, up to which size it has seen the log."""
@@ -394,6 +405,11 @@ class Rounds:
             )
         try:
             digest, size = self._store(step, site, reply, now=now)
+        except (PeerError, OSError) as error:  # our own storage, not the site: it is asked again
+            code = error.code if isinstance(error, PeerError) else "storage-failed"
+            log.warning("round %d: the answer of %s could not be stored: %s", step.round, site, error)
+            self._problem(code, f"round {step.round}: its answer could not be stored: {error}", site=site)
+            return "waiting", code, None, 0
         except NotFedError as error:
             log.warning("round %d: %s: %s", step.round, site, error)
             self._problem(error.code, f"round {step.round}: its answer does not count: {error}", site=site)
@@ -421,7 +437,7 @@ class Rounds:
         if self.log is not None:
             self.log.enter(self.bank.label(digest), now=now)
         ref = ParcelRef(sender=site, sealed_sha256=digest, size_bytes=size, weight=1.0)
-        self._note_delivery(step, ref, sender=site, recipient=self.plan.name)
+        self.state.deliver(self._delivery(step, ref, recipient=self.plan.name))
         return digest, size
 
     def _check_banked(self, digest: str, *, label: bytes, now: datetime) -> None:
@@ -517,7 +533,7 @@ class Rounds:
         digest, size = known
         try:
             check_label(self.bank.label(digest), sealed_sha256=digest, size_bytes=size, roster=self.roster, now=now)
-        except NotFedError as error:
+        except (TrustError, InputError) as error:
             log.info("round %d: its aggregate is sealed anew: %s", step.round, error)
             return None
         return known
@@ -528,20 +544,14 @@ class Rounds:
             return known
         from not_fed.coordinator.trusted import aggregate  # torch and a decryption key, in this mode only
 
-        sealed, label = aggregate(
-            good,
-            plan=self.plan,
-            round_number=step.round,
-            bank=self.bank,
-            home=self._home,
-            roster=self.roster,
-            signer=self._signer,
-            now=now,
-        )
-        self.bank.put(sealed, label=label, roster=self.roster, now=now)
+        with aggregate(
+            good, plan=self.plan, round_number=step.round, bank=self.bank, home=self._home, roster=self.roster,
+            signer=self._signer, now=now,
+        ) as (sealed, label):  # fmt: skip
+            stored = self.bank.put(sealed, label=label, roster=self.roster, now=now).sealed
         if self.log is not None:
             self.log.enter(label, now=now)
-        digest, size = hashlib.sha256(sealed).hexdigest(), len(sealed)
+        digest, size = stored.sha256, stored.size_bytes
         self.state.set_aggregate(step.run, step.round, sealed_sha256=digest, size_bytes=size)
         log.info("round %d: aggregate of %d organs sealed to every site", step.round, len(good))
         return digest, size
@@ -549,19 +559,17 @@ class Rounds:
     def _problem(self, code: str, text: str, *, site: str | None = None) -> None:
         self.state.problem(code, " ".join(text.split())[:500], site=site)
 
-    def _note_delivery(self, step: Step, ref: ParcelRef, *, sender: str, recipient: str) -> None:
-        kind: DeliveryKind = "aggregate" if sender == self.plan.name else "organ"
+    def _delivery(self, step: Step, ref: ParcelRef, *, recipient: str) -> Delivered:
+        kind: DeliveryKind = "aggregate" if ref.sender == self.plan.name else "organ"
         made_in = step.round - 1 if step.kind == "train" and recipient != self.plan.name else step.round
-        self.state.deliver(
-            Delivered(
-                run=step.run,
-                round=made_in,
-                kind=kind,
-                sender=sender,
-                recipient=recipient,
-                sealed_sha256=ref.sealed_sha256,
-                size_bytes=ref.size_bytes,
-            )
+        return Delivered(
+            run=step.run,
+            round=made_in,
+            kind=kind,
+            sender=ref.sender,
+            recipient=recipient,
+            sealed_sha256=ref.sealed_sha256,
+            size_bytes=ref.size_bytes,
         )
 
 

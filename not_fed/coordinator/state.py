@@ -453,11 +453,12 @@ class CoordinatorState:
             row = database.execute("SELECT line FROM receipts WHERE site = ?", (site,)).fetchone()
         return None if row is None else bytes(row["line"])
 
-    def deliver(self, delivered: Delivered) -> None:
-        """Note that a sealed file came or went; the same one twice is one."""
-        with self._store.transaction() as database:
-            row = tuple(asdict(delivered).values())
-            database.execute("INSERT OR IGNORE INTO deliveries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, _now()))
+    def deliver(self, *delivered: Delivered) -> None:
+        """Note that sealed files came or went; the same one twice is one."""
+        rows = [(*asdict(one).values(), _now()) for one in delivered]
+        if rows:
+            with self._store.transaction() as database:
+                database.executemany("INSERT OR IGNORE INTO deliveries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def deliveries(self, run: str) -> list[Delivered]:
         """Every sealed file that came or went in a run, in order."""

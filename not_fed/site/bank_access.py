@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from not_fed.envelope.label import SealedFile, parse_label
 from not_fed.errors import InputError
 from not_fed.home import Home
 from not_fed.progress import Progress, silent
+from not_fed.site.bank_client import BankClient
+from not_fed.site.connection import load_connection
 from not_fed.site.policy import load_policy
-
-CONNECTION_FILE = "connection.toml"
 
 
 class NoBank(InputError):
@@ -27,7 +25,7 @@ class BankAccess:
 
     def __init__(self, home: Path, *, progress: Progress = silent) -> None:
         self._home, self._progress = home, progress
-        self._client: Any = None
+        self._client: BankClient | None = None
 
     def fetch(self, sealed: SealedFile) -> Callable[[Path], None]:
         """What brings that sealed organ to a path, resumed where it was cut off.
@@ -51,19 +49,19 @@ class BankAccess:
         self._connect().upload(sealed, label=label, progress=self._progress)
         return parse_label(label)[1].sealed.sha256
 
-    def _connect(self) -> Any:  # noqa: ANN401
+    def _connect(self) -> BankClient:
         if self._client is None:
-            if not (self._home / CONNECTION_FILE).is_file():
+            connection = load_connection(self._home)
+            if connection is None or not connection.gateway:
                 raise NoBank(
                     where="order",
                     expected="sealed organs inside the message",
                     got="the digest of one",
-                    hint="a site without connection.toml has no way to a bank; nothing was done",
+                    hint="only a coordinator's gateway has a bank (connection.toml); nothing was done",
                 )
-            connection = import_module("not_fed.site.connection").load_connection(self._home)
             policy = load_policy(self._home)
-            self._client = import_module("not_fed.site.bank_client").BankClient(
+            self._client = BankClient(
                 connection, name=policy.name, coordinator=policy.coordinator, federation=policy.federation,
-                signer=Home(self._home).signer(),
+                signer=Home(self._home).signer,
             )  # fmt: skip
         return self._client

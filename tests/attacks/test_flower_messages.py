@@ -19,9 +19,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from not_fed.coordinator import flower as coordinator
 from not_fed.coordinator.rounds import Reply, Rounds, clean_code
 from not_fed.coordinator.state import Step
+from not_fed.envelope.task import PROTOCOL
+from not_fed.processes.bundle import load_app
+from not_fed.simulation import LocalGrid, Prepared
 from not_fed.site import flower as site
 from not_fed.site.flower import BadMessage
-from tests.support.federation import tiny_prepared
+from tests.support.federation import a_task, an_organ, ref, refusal, seal_as, signed, state_of, tiny_prepared
 
 SHAPES = ["(10000000000000,)", "(-1,)", f"({1 << 62}, 4)", f"({(1 << 63) - 1},)", f"({1 << 70},)", "(3, 'a')", "(4,)",
           "()", "(1, 3)", "(3,]", "(" * 400, "'" + "9" * 5000 + "'"]  # fmt: skip
@@ -138,8 +141,59 @@ def test_what_an_administrator_is_shown_has_no_lines_of_a_sites_making(rounds: R
         rounds.accept(step, "ward", answer, seconds=1, now=now)
     problems = rounds.state.problems(5000)
     assert len(problems) == 1000
-    assert {"bad-code", "wrong-answer", "not-sealed"} <= {
-        problem.code for problem in problems if problem.site == "ward"
-    }
+    assert {"bad-code", "signed-malformed"} <= {problem.code for problem in problems if problem.site == "ward"}
     assert max(problem.count for problem in problems if problem.site == "lab") == 1000
     assert all(character.isprintable() for problem in problems for character in problem.text + problem.code)
+
+
+def order(prepared: Prepared, **changes: object) -> RecordDict:
+    """An order for round 2 with one organ of another site, in which something is not as it should be."""
+    parcel = seal_as(prepared, "ward", an_organ(prepared, prepared.folder / "x.organ"))
+    task = signed(prepared, a_task(prepared, round=2, parcels=(ref("ward", parcel),)))
+    fields: dict[str, Any] = {"protocol": PROTOCOL, "task": task, "labels": [parcel.label], "inline-bytes": None}
+    arrays = changes.pop("arrays", {parcel.sha256: honest(parcel.sealed)})
+    record = ConfigRecord({name: value for name, value in (fields | changes).items() if value is not None})
+    return RecordDict({"order": record, "parcels": ArrayRecord(cast("dict[str, Array]", arrays))})
+
+
+ORDERS: list[tuple[dict[str, object], str]] = [
+    ({"protocol": None}, "protocol-version"),
+    ({"protocol": PROTOCOL + 1}, "protocol-version"),
+    ({"protocol": "1"}, "protocol-version"),
+    ({"task": None}, "bad-message"),
+    ({"task": "{}"}, "bad-message"),
+    ({"labels": None}, "bad-message"),
+    ({"labels": ["label"]}, "bad-message"),
+    ({"labels": [b"label"]}, "signed-malformed"),
+    ({"labels": []}, "bad-message"),
+    ({"proofs": [b"", b""]}, "bad-message"),
+    ({"log": "growth"}, "bad-message"),
+    ({"receipt": 7}, "bad-message"),
+    ({"inline-bytes": "all"}, "bad-message"),
+    ({"arrays": {"ab" * 32: honest(b"another")}}, "no-bank"),
+    ({"arrays": {}}, "no-bank"),
+]
+
+
+def test_an_order_of_another_shape_gets_a_code_and_nothing_is_done(tmp_path: Path) -> None:
+    """Own. Orders whose fields are missing, doubled or of other types, and organs under a digest that is not theirs.
+
+    Powers: the coordinator, which sends any record. Control: without a change the organ is opened and trained from.
+    """
+    prepared = tiny_prepared(tmp_path)
+    home = prepared.sites["clinic"]
+    grid = LocalGrid(load_app("clients"), [{"home": str(home)}])
+    before = state_of(home)
+
+    def ask(content: RecordDict) -> str | None:
+        (answer,) = grid.send_and_receive([Message(content, grid.get_node_ids()[0], "train")])
+        return refusal(answer.content)
+
+    for changes, code in ORDERS:
+        assert ask(order(prepared, **changes)) == code, changes
+    swapped = order(prepared)
+    arrays = cast("ArrayRecord", swapped["parcels"])
+    arrays[next(iter(arrays))] = honest(b"other bytes under the label's digest")
+    assert ask(swapped) == "bad-message"
+    assert state_of(home) == before
+    assert ask(order(prepared)) is None

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
+from not_fed import files
 from not_fed.coordinator import flower
 from not_fed.coordinator.flower import NobodyThere, SuperLinkGone, run_federation
 from not_fed.coordinator.rounds import Rounds, TooFewAnswers
@@ -20,10 +21,12 @@ from not_fed.coordinator.state import CoordinatorState, RunLocked, Step, is_run_
 from not_fed.envelope.label import parse_label
 from not_fed.envelope.task import Task, sign_greeting, verify_greeting
 from not_fed.envelope.waiting import COME_BACK
+from not_fed.errors import PeerError
 from not_fed.home import Home
-from not_fed.simulation import Prepared
+from not_fed.simulation import Prepared, run
+from not_fed.site.bank_access import BankAccess
 from tests.support.exchanges import Network, Site, Stewards, fails, refuses, says_nothing
-from tests.support.federation import SITES, tiny_prepared
+from tests.support.federation import SITES, Messages, tiny_prepared
 
 CLINIC, HOSPICE, WARD = SITES
 FAST: dict[str, Any] = {
@@ -619,3 +622,60 @@ def test_a_log_is_sent_again_with_the_same_task_and_known_sizes(tmp_path: Path) 
     assert case.sites[WARD].greetings == 2
     assert case.sites[CLINIC].greetings == 1
     assert case.status(2) == dict.fromkeys(SITES, GOOD)
+
+
+# -- large organs -----------------------------------------------------------------------------------------------------
+
+
+class BankAtHand:
+    """The coordinator's bank as a site reaches it, without the network between."""
+
+    def __init__(self, coordinator: Path) -> None:
+        self.rounds = Rounds(coordinator, now=datetime.now(UTC))
+        self.downloads: list[str] = []
+        self.uploads: list[Path] = []
+        self.cut = 0
+
+    def download(self, sha256: str, *, size_bytes: int, out: Path, progress: object) -> None:
+        """Fetch; some are cut off."""
+        self.downloads.append(sha256)
+        if self.cut:
+            self.cut -= 1
+            raise BankUnreachable(where="bank", expected="an answer", got="none", hint="it is tried again")
+        sealed, _ = self.rounds.bank.get(sha256)
+        assert len(sealed) == size_bytes
+        out.write_bytes(sealed)
+
+    def upload(self, sealed: Path, *, label: bytes, progress: object) -> None:
+        """Leave one."""
+        self.uploads.append(sealed)
+        self.rounds.bank.put(sealed.read_bytes(), label=label, roster=self.rounds.roster, now=datetime.now(UTC))
+
+
+class BankUnreachable(PeerError):
+    """The bank cannot be reached."""
+
+    code = "bank-unreachable"
+
+
+def test_large_organs_go_through_the_bank_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sites that really train: the same aggregate, and no message as large as an organ; a cut costs one more order."""
+    small = run(tiny_prepared(tmp_path / "inline", plan=FAST))
+    prepared = tiny_prepared(tmp_path / "banked", plan=FAST)
+    (prepared.coordinator / "coordinator.toml").write_text(
+        'address = "localhost:8443"\nlisten = "127.0.0.1:8443"\nbase = "tiny"\n[bank]\ninline_bytes = 20000\n'
+    )
+    bank, messages = BankAtHand(prepared.coordinator), Messages()
+    monkeypatch.setattr(BankAccess, "_connect", lambda _: bank)
+    bank.cut = 2
+    large = run(prepared, tap=messages)
+    assert (len(bank.uploads), len(bank.downloads)) == (6, 2 + 12)
+    organ = min(one.bytes for one in large.deliveries)
+    assert max(map(len, messages.sent + messages.received)) < organ
+    assert {path.name for path in (prepared.sites[WARD]).iterdir()} == {
+        path.name for path in small.prepared.sites[WARD].iterdir()
+    }
+    assert [one["status"] for one in large.answers] == ["sealed"] * 6 + ["received"] * 3
+    for number in (1, 2):
+        assert len({files.sha256(rounds[number]) for rounds in large.aggregates.values()}) == 1
+        assert files.sha256(large.aggregates[WARD][number]) == files.sha256(small.aggregates[WARD][number])

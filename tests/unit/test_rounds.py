@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
@@ -173,6 +174,24 @@ def test_large_organs_do_not_travel_inside_messages_where_there_is_a_bank(prepar
     order = rounds.order(Step(run="first", round=2, kind="train"), "ward", now=clock())
     assert [one.sealed for one in order.parcels] == [None, None]
     assert [one.size_bytes for one in order.parcels] == [len(parcels[site].sealed) for site in ("clinic", "hospice")]
+
+
+def test_an_answer_that_cannot_be_stored_is_asked_for_again(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full: no fault of the site, whose answer is neither bad nor lost."""
+    rounds = Rounds(prepared.coordinator, now=clock())
+    parcel = organ(prepared, "clinic")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.bank, "put", full)
+        assert accept(rounds, FIRST, "clinic", reply(parcel)) == "waiting"
+    assert [(one.code, one.site) for one in rounds.state.problems()] == [("storage-failed", "clinic")]
+    assert "clinic" in rounds.waiting_for(FIRST)
+    assert accept(rounds, FIRST, "clinic", reply(parcel)) == "sealed"
 
 
 def test_a_problem_is_counted_and_the_newest_comes_first(prepared: Prepared) -> None:
