@@ -182,12 +182,14 @@ class _Seats:
         self.returned: set[int] = set()
 
     def look(self) -> None:
-        """See who is there; whoever has come back is greeted again, and what it was sent may be lost."""
+        """See who is there; what was sent to whoever has come back may be lost, and it may be another version now."""
         there = self._link.nodes()
         self.returned = there - self._there
         for node in self.returned:
             self._asked.pop(node, None)
             self._again_at.pop(node, None)
+            if self._sites.get(node) in self.other_protocol:
+                del self._sites[node]
         self._there = set(there)
         for site in self.nodes():
             self._seen_there[site] = time.monotonic()
@@ -208,7 +210,7 @@ class _Seats:
         """Ask newcomers who they are, and known sites that are `wanted`; take what they say. Whether anybody did."""
         now = time.monotonic()
         for node in sorted(self._there):
-            known = node in self._sites and node not in self.returned and not wanted(self._sites[node])
+            known = node in self._sites and not wanted(self._sites[node])
             under_way = node in self._asked and not self._doubtful(self._asked[node])
             if not known and not under_way and self._again_at.get(node, 0.0) <= now:
                 self._ask(node)

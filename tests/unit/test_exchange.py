@@ -192,6 +192,7 @@ def test_a_site_that_vanishes_with_its_task_gets_it_again_when_it_is_back(case: 
     assert case.status(1) == dict.fromkeys(SITES, GOOD)
     assert case.outcomes()[0] == (1, "train", 1, "enough")
     assert (("flower-error-5", WARD) in case.problems()) is not quietly
+    assert case.sites[WARD].greetings == 1  # who it is was known
 
 
 def test_an_answer_that_the_superlink_lost_as_it_died_is_asked_for_again(case: Case) -> None:
@@ -591,6 +592,24 @@ def test_a_site_of_another_protocol_is_named_with_its_version_and_not_ordered(ca
     (problem, *_) = [problem for problem in case.state.problems() if problem.site == WARD]
     assert problem.code == "protocol-version"
     assert "0.0.1" in problem.text
+
+
+def test_a_site_that_was_brought_up_to_date_is_ordered_when_it_is_back(case: Case) -> None:
+    real = case.sites[WARD].greet
+    change_greetings(case, WARD, not_fed="0.0.1", protocol=99)
+
+    def update(task: Task, content: RecordDict) -> RecordDict:
+        case.network.leave(WARD)
+        case.sites[WARD].greet = real  # type: ignore[method-assign]
+        case.network.events[case.network.looks + 2] = lambda: case.network.come(WARD)
+        case.network.held.add(CLINIC)
+        case.network.events[case.network.looks + 8] = case.network.held.clear
+        return case.sites[CLINIC].answer(task)
+
+    case.sites[CLINIC].script = [update]
+    case.run()
+    assert case.status(1)[WARD] == ("refused", "protocol-version")
+    assert case.status(2) == dict.fromkeys(SITES, GOOD)
 
 
 def test_a_site_whose_clock_is_off_by_a_day_is_named_and_the_others_go_on(short: Case) -> None:
