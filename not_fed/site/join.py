@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -92,6 +91,7 @@ class Joined:
         self._end = threading.Event()
         self._told: dict[str, str] = {}
         self._facts: dict[str, object] = {}
+        self._follows_log = False  # then what is noted is said from there
 
     def run(self, root_sha256: str | None) -> None:
         """All of `join` once the home is this process's alone."""
@@ -122,12 +122,11 @@ class Joined:
 
     def _preflight(self, root_sha256: str | None) -> TrustedRoster:
         check_health(ask_health(self._connection), self._connection)
-        if self._connection.gateway and find_spec("not_fed.site.bank_client") is not None:
-            client = roster_watch.connect(self._home, self._connection, name=self._policy.name)
+        if self._connection.gateway:
             if root_sha256 is not None and not roster_watch.is_pinned(self._home):
-                roster_watch.pin_from(client, self._home, root=root_sha256, now=_now())
+                roster_watch.pin_from(self._connection, self._home, root=root_sha256, now=_now())
             roster_watch.require_root(self._home, root_sha256)
-            roster = roster_watch.update_from(client, self._home, now=_now())
+            roster = roster_watch.update_from(self._connection, self._home, now=_now())
         else:
             roster_watch.require_root(self._home, root_sha256)
             roster = load_roster(self._home / roster_watch.FOLDER, now=_now())
@@ -153,6 +152,7 @@ class Joined:
             children(self._home, self._connection, port=port, rehearse=self._rehearse), say=self._say, back_off=BACK_OFF
         )
         news = News(supernode=folder / f"{SUPERNODE}.log", site=self._home / "log", say=self._say)
+        self._follows_log = True
         self._stack.callback(_forget_facts, folder)
         self._stack.callback(supervisor.stop_all)
         self._stack.callback(self._end.set)
@@ -173,7 +173,8 @@ class Joined:
             except NotFedError as error:
                 self._tell("coordinator", f"{error.title().removesuffix('.')}: {error}; {error.hint}")
                 continue
-            self._tell("coordinator", f"{self._connection.coordinator} answers")
+            if self._told.pop("coordinator", None) is not None:
+                note(self._home, f"{self._connection.coordinator} answers again")
             if roster.version != version:
                 version = roster.version
                 self._say(f"roster version {version}, until {format_time(roster.expires_at)}")
@@ -183,7 +184,8 @@ class Joined:
         if self._told.get(about) != text:
             self._told[about] = text
             note(self._home, text)
-            self._say(text)
+            if not self._follows_log:
+                self._say(text)
 
     def _write_facts(self, folder: Path, supervisor: Supervisor, port: int) -> None:
         """HOME/flower/joining.json, for `status` and for whoever watches."""

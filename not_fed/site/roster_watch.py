@@ -7,17 +7,19 @@ refused as it would be from any other source, and what was trusted before stays.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import datetime
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from not_fed.errors import TrustError
 from not_fed.home import Home
+from not_fed.site.bank_client import BankClient
 from not_fed.site.connection import Connection
 from not_fed.trust.roster import RosterNotPinned, TrustedRoster, load_roster, pin_roster, root_sha256, update_roster
 
 FOLDER = "roster"
+PATIENCE_S = 15.0
 
 
 class OtherRoot(TrustError):
@@ -31,27 +33,26 @@ def is_pinned(home: Path) -> bool:
     return (home / FOLDER).is_dir()
 
 
-def pin_from(client: Any, home: Path, *, root: str, now: datetime) -> TrustedRoster:  # noqa: ANN401  a BankClient
+def pin_from(connection: Connection, home: Path, *, root: str, now: datetime) -> TrustedRoster:
     """Fetch the roster for the first time, and trust it when its root has the digest that a steward told.
 
     Raises:
-        RosterNotPinned: it has another one. PeerError: it cannot be fetched. As `pin_roster`.
+        RosterNotPinned: it has another one. BankUnreachable: it cannot be fetched. As `pin_roster`.
+    Proved by: tests/unit/test_site_roster_watch.py::test_a_roster_is_pinned_only_when_its_root_is_the_one_that_was_told
     """
-    with tempfile.TemporaryDirectory(dir=home, prefix=".roster-") as folder:
-        client.fetch_roster(Path(folder))
-        pin_roster(Path(folder), root_sha256=root, out=home / FOLDER, now=now)
+    with _fetched(connection, home) as source:
+        pin_roster(source, root_sha256=root, out=home / FOLDER, now=now)
     return load_roster(home / FOLDER, now=now)
 
 
-def update_from(client: Any, home: Path, *, now: datetime) -> TrustedRoster:  # noqa: ANN401  a BankClient
+def update_from(connection: Connection, home: Path, *, now: datetime) -> TrustedRoster:
     """Fetch the roster and take over what is newer in it.
 
     Raises:
-        PeerError: it cannot be fetched. As `update_roster`; what was trusted before stays.
+        BankUnreachable: it cannot be fetched. As `update_roster`; what was trusted before stays.
     """
-    with tempfile.TemporaryDirectory(dir=home, prefix=".roster-") as folder:
-        client.fetch_roster(Path(folder))
-        return update_roster(home / FOLDER, source=Path(folder), now=now)
+    with _fetched(connection, home) as source:
+        return update_roster(home / FOLDER, source=source, now=now)
 
 
 def require_root(home: Path, wanted: str | None) -> None:
@@ -69,9 +70,13 @@ def require_root(home: Path, wanted: str | None) -> None:
         )  # fmt: skip
 
 
-def connect(home: Path, connection: Connection, *, name: str) -> Any:  # noqa: ANN401
-    """A client for the coordinator's gateway."""
-    return import_module("not_fed.site.bank_client").BankClient(
-        connection, name=name, coordinator=connection.coordinator, federation=connection.federation,
-        signer=Home(home).signer(),
+@contextmanager
+def _fetched(connection: Connection, home: Path) -> Iterator[Path]:
+    """The coordinator's copy, in a folder that goes again."""
+    client = BankClient(
+        connection, name="", coordinator=connection.coordinator, federation=connection.federation,
+        signer=Home(home).signer, patience_s=PATIENCE_S,
     )  # fmt: skip
+    with closing(client), tempfile.TemporaryDirectory(dir=home, prefix=".roster-") as folder:
+        client.fetch_roster(Path(folder))
+        yield Path(folder)
