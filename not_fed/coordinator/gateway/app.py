@@ -22,6 +22,7 @@ from not_fed.coordinator.deployment import BankTable, GatewayTable, load_deploym
 from not_fed.coordinator.gateway.admission import Admission, CurrentRoster, Problems
 from not_fed.coordinator.gateway.answers import Refused
 from not_fed.coordinator.gateway.bank_routes import BankRoutes
+from not_fed.coordinator.gateway.bodies import drain
 from not_fed.coordinator.gateway.forward import CALLS, Forwarder
 from not_fed.coordinator.gateway.roster_files import RosterFiles
 from not_fed.coordinator.gateway.visits import Visits
@@ -111,7 +112,8 @@ def _health(forwarder: Forwarder, facts: Mapping[str, Any]) -> Endpoint:
     return health
 
 
-async def _refuse(_: Request, error: Exception) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
+    await drain(request)
     return error.response() if isinstance(error, Refused) else Refused(500, "internal-error").response()
 
 

@@ -9,6 +9,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from not_fed.coordinator.gateway.answers import Refused
 
+MAX_DRAINED_BYTES, DRAIN_S = 8 << 20, 5.0
+_READ = "not_fed.body_read"
+
 
 def announced_bytes(request: Request, *, most: int) -> int:
     """How long the body says it is.
@@ -33,6 +36,7 @@ async def pieces(request: Request, *, patience_s: float) -> AsyncIterator[bytes]
         try:
             piece = await asyncio.wait_for(anext(stream), patience_s)
         except StopAsyncIteration:
+            request.scope[_READ] = True
             return
         except TimeoutError:
             raise Refused(408, "too-slow") from None
@@ -52,3 +56,16 @@ async def whole(request: Request, *, most: int, patience_s: float) -> bytes:
     if len(body) != size:
         raise Refused(400, "cut-off")
     return bytes(body)
+
+
+async def drain(request: Request) -> None:
+    """Take the rest of a body that was refused: closing on somebody who still sends loses the answer on its way."""
+    length = request.headers.get("content-length", "0")
+    if request.scope.get(_READ) or not length.isdigit() or not 0 < int(length) <= MAX_DRAINED_BYTES:
+        return
+    try:
+        async with asyncio.timeout(DRAIN_S):
+            while (message := await request.receive())["type"] == "http.request" and message.get("more_body"):
+                pass
+    except TimeoutError:
+        return
