@@ -24,7 +24,7 @@ from not_fed.processes import leash
 
 MAX_LOG_BYTES = 8 << 20
 LAST_LINES, LAST_BYTES = 3, 4096
-STOP_GRACE_S, WATCH_GRACE_S, LEAST_GRACE_S, POLL_S = 10.0, 20.0, 3.0, 0.05
+STOP_GRACE_S, ORPHAN_GRACE_S, LEAST_GRACE_S, POLL_S = 10.0, 20.0, 3.0, 0.05
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -89,6 +89,7 @@ class _Place:
 class _Watch:
     """The process that ends what is left when this one dies; it knows each child by its process group."""
 
+    grace_s: float
     process: subprocess.Popen[bytes] | None = None
     groups: set[int] = field(default_factory=set)
 
@@ -107,7 +108,8 @@ class _Watch:
 
     def _tell(self, line: str) -> None:
         if self.process is None or self.process.poll() is not None:  # none yet, or somebody killed it
-            self.process = _bare_python("watch", str(WATCH_GRACE_S), stdin=subprocess.PIPE)
+            self.close()
+            self.process = _bare_python("watch", str(self.grace_s), stdin=subprocess.PIPE)
             line = "".join(f"+{group}\n" for group in sorted(self.groups))
         pipe = self.process.stdin
         if pipe is not None:
@@ -116,11 +118,17 @@ class _Watch:
 
 
 class Supervisor:
-    """Keeps children running until it is told to stop them."""
+    """Keeps children running until it is told to stop them.
+
+    Guarantees:
+        Nothing that it started outlives it by more than `orphan_grace_s`, not even after SIGKILL.
+    Proved by: tests/unit/test_processes.py::test_no_process_outlives_a_supervisor_that_is_killed
+    """
 
     def __init__(
         self, children: Sequence[Child], *, say: Callable[[str], None],
         on_exit: Callable[[str, int], None] | None = None, back_off: BackOff | None = None,
+        orphan_grace_s: float = ORPHAN_GRACE_S,
     ) -> None:  # fmt: skip
         """Nothing is started yet.
 
@@ -128,10 +136,11 @@ class Supervisor:
             children: in the order in which they are to be started; they are stopped in the reverse order.
             say: takes one line for a person.
             on_exit: told the name and the exit status (negative: a signal) of a child that ended without being stopped.
+            orphan_grace_s: how long children may take to end in order once this process is gone, however it went.
         """
         self._places = {child.name: _Place(child) for child in children}
         self._say, self._on_exit, self._back_off = say, on_exit, back_off or BackOff()
-        self._watch = _Watch()
+        self._watch = _Watch(orphan_grace_s)
         self._adopts = leash.adopt_orphans()
 
     def start(self, name: str) -> None:

@@ -16,10 +16,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from not_fed.errors import NotFedError, PeerError, TrustError
+from not_fed.home import Home
 from not_fed.processes import bundle
 from not_fed.site.log_file import note
 
@@ -101,10 +103,24 @@ class Guard:
         if self._refused is not None:
             return _refusal(message, self._refused)
         try:
-            reply: Message = bundle.load_app("clients")(message, context)
+            app = bundle.load_app("clients")
+            reply: Message = app(message, context)
+            if _refused(reply) == "other-roster" and self._took_over_newer_roster():
+                reply = app(message, context)
         except Exception as error:  # noqa: BLE001  Flower would send its text
             return _refusal(message, self._told(error))
         return reply
+
+    def _took_over_newer_roster(self) -> bool:
+        """Fetch what the stewards have signed since: a revocation holds with the first order that knows of it."""
+        from not_fed.site.connection import load_connection
+        from not_fed.site.roster_watch import update_from
+
+        connection, now = load_connection(self._home), datetime.now(UTC)
+        if connection is None or not connection.gateway:
+            return False
+        before = Home(self._home).roster(now).version
+        return update_from(connection, self._home, now=now).version > before
 
     def _told(self, error: Exception) -> str:
         """Tell the site's own log; the code is what the coordinator may know."""
@@ -155,6 +171,13 @@ def main() -> int:
         return 1
     flwr_clientapp()
     return 0
+
+
+def _refused(reply: Message) -> object:
+    from flwr.app import ConfigRecord
+
+    record = reply.content.get("answer") if reply.has_content() else None
+    return record.get("refused") if isinstance(record, ConfigRecord) else None
 
 
 def _refusal(message: Message, code: str) -> Message:
