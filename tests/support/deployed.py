@@ -14,11 +14,12 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,8 +27,16 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from not_fed import files
+from not_fed.coordinator.creating import add_deployment, invite
+from not_fed.coordinator.deployment import DEPLOYMENT_FILE
+from not_fed.coordinator.nodes import Nodes
 from not_fed.coordinator.state import Answered, CoordinatorState, Step
+from not_fed.envelope.invitation import read_invitation
+from not_fed.processes.ports import free_port
 from not_fed.simulation import Prepared
+from not_fed.simulation.prepare import COORDINATOR
+from not_fed.site.creating import add_connection
+from not_fed.site.policy import POLICY_FILE
 from tests.support.proxy import Proxy
 
 T = TypeVar("T")
@@ -179,7 +188,17 @@ class Deployed:
     def environment(self) -> dict[str, str]:
         """What every command of this federation is started with."""
         kept = {name: value for name, value in os.environ.items() if name not in ("NOT_FED_LEDGER", "PYTHONPATH")}
-        return kept | {"OMP_NUM_THREADS": "1", "NOT_FED_TEST": str(self.folder), "PYTHONWARNINGS": "default"}
+        return kept | {"OMP_NUM_THREADS": "1", "NOT_FED_TEST": str(self.folder)}
+
+    def power_off(self, name: str) -> None:
+        """SIGKILL for everything of the coordinator or a site at once, as when its machine loses power."""
+        home = self.prepared.coordinator if name == "coordinator" else self.prepared.sites[name]
+        self.commands[name].kill()
+        while left := self.processes(of=home):
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
 
     def close(self) -> None:
         """Sites first, then the coordinator, in order; then whatever is left, by its id."""
@@ -226,10 +245,9 @@ class Deployed:
         return None
 
     def pid_of(self, child: str) -> int:
-        """Of `superlink` or `superexec`, as `serve` says."""
+        """Of `superlink` or `superexec`, as `serve` says; 0 while there is none."""
         facts = self.serving()
-        assert facts is not None, "nobody serves"
-        return int(facts["pids"][child])
+        return 0 if facts is None else int(facts["pids"].get(child, 0))
 
     def processes(self, *, having: str = "", of: Path | None = None) -> list[int]:
         """Processes of this federation, by id.
@@ -257,6 +275,37 @@ class Deployed:
         """Whether the plan's run has ended."""
         return self.state.outcome(self.prepared.run) == "complete"
 
+    def has_task(self, round_number: int, *, kind: str = "train") -> bool:
+        """Whether a step has begun."""
+        step = Step(run=self.prepared.run, round=round_number, kind=kind)  # type: ignore[arg-type]
+        return self.state.task(step, now=now()) is not None
+
+    def is_at_work(self, site: str, round_number: int) -> bool:
+        """Whether a site has taken a training task and not answered it, as the site's own state says."""
+        with suppress(sqlite3.Error), closing(_read_only(self.prepared.sites[site] / "state.db")) as database:
+            words = "SELECT 1 FROM tasks WHERE run = ? AND kind = 'train' AND round = ? AND answer IS NULL"
+            return database.execute(words, (self.prepared.run, round_number)).fetchone() is not None
+        return False
+
+    @contextmanager
+    def held(self, site: str, round_number: int) -> Iterator[None]:
+        """For the block a site's client app is stopped in the midst of a round's work: nothing comes of it."""
+        home = self.prepared.sites[site]
+        taken = f"{site} works on round {round_number}"
+        self.until(taken, lambda: self.is_at_work(site, round_number), timeout_s=PATIENCE_S, pause_s=0.005)
+        stopped = self.processes(having="not_fed.site.clientapp", of=home)
+        for pid in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        try:
+            if not self.is_at_work(site, round_number):
+                self.fail(f"{site} was too quick to be held in round {round_number}")
+            yield
+        finally:
+            for pid in stopped:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
     def problems(self) -> str:
         """What the coordinator noted for its administrator, a line each."""
         return "\n".join(f"{one.code} {one.site or '-'} {one.text}" for one in self.state.problems(100))
@@ -272,7 +321,9 @@ class Deployed:
 
     # -- wait -----------------------------------------------------------------------------------------------------
 
-    def until(self, what: str, condition: Callable[[], T | None], *, timeout_s: float = PATIENCE_S) -> T:
+    def until(
+        self, what: str, condition: Callable[[], T | None], *, timeout_s: float = PATIENCE_S, pause_s: float = 0.05
+    ) -> T:  # fmt: skip
         """The first value of `condition` that is true.
 
         Raises:
@@ -282,7 +333,7 @@ class Deployed:
         while time.monotonic() < deadline:
             if value := condition():
                 return value
-            time.sleep(0.05)
+            time.sleep(pause_s)
         self.fail(f"not within {timeout_s:.0f} s: {what}")
         raise AssertionError
 
@@ -320,6 +371,38 @@ class Deployed:
         return (path for home in self.prepared.sites.values() if (path := home / "log").is_file())
 
 
+def deploy(prepared: Prepared, *, bank: Mapping[str, Any] | None = None, enrolled: bool = True) -> Deployed:
+    """Give a simulation's homes what a deployment needs, by the functions behind `coordinator init` and `site init`.
+
+    Args:
+        bank: lines for that table of coordinator.toml.
+        enrolled: whether the coordinator has taken the sites in.
+    """
+    port, moment, home = free_port(), now(), prepared.coordinator
+    add_deployment(
+        home, address=f"localhost:{port}", listen=f"127.0.0.1:{port}", base=str(prepared.base.folder), now=moment
+    )  # fmt: skip
+    if bank:
+        _add_lines(home / DEPLOYMENT_FILE, after="[bank]", fields=bank)
+    invite(home, out=home / "coordinator.invitation")
+    proxies = {site: Proxy(port) for site in prepared.sites}
+    for site, folder in prepared.sites.items():
+        invitation = read_invitation(home / "coordinator.invitation")
+        reached = invitation.model_copy(update={"address": f"localhost:{proxies[site].port}"})
+        enrolment = add_connection(folder, reached, now=moment).enrolment
+        policy = (folder / POLICY_FILE).read_text()
+        (folder / POLICY_FILE).write_text(f'bundle_sha256 = ["{invitation.bundle_sha256}"]\n{policy}')
+        if enrolled:
+            line = enrolment.read_bytes()
+            Nodes(home).enrol(line, federation=invitation.federation, coordinator=COORDINATOR, now=moment)
+    return Deployed(prepared=prepared, port=port, proxies=proxies)
+
+
+def _add_lines(path: Path, *, after: str, fields: Mapping[str, Any]) -> None:
+    lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items())
+    path.write_text(path.read_text().replace(f"{after}\n", f"{after}\n{lines}", 1))
+
+
 @dataclass(frozen=True)
 class Said:
     """What a command left."""
@@ -346,6 +429,10 @@ def find_processes(folder: Path) -> list[int]:
             if mark in words or mark in (entry / "environ").read_bytes():
                 found.append(int(entry.name))
     return sorted(found)
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
 
 
 def command_line(pid: int) -> str:

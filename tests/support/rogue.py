@@ -32,7 +32,7 @@ main({vice!r})
 def put_in_place(home: Path, vice: Vice) -> Path:
     """From the next message on, the site at `home` misbehaves; the shim that was there lies beside it."""
     shim = home / "flower" / "bin" / "flwr-clientapp"
-    honest = shim.with_name("honest")
+    honest = home / "flower" / "honest-clientapp"
     if not honest.exists():
         honest.write_bytes(shim.read_bytes())
     _replace(shim, _SCRIPT.format(python=sys.executable, root=str(ROOT), vice=vice).encode())
@@ -42,7 +42,7 @@ def put_in_place(home: Path, vice: Vice) -> Path:
 def reform(home: Path) -> None:
     """From the next message on, it behaves."""
     shim = home / "flower" / "bin" / "flwr-clientapp"
-    _replace(shim, shim.with_name("honest").read_bytes())
+    _replace(shim, (home / "flower" / "honest-clientapp").read_bytes())
 
 
 def main(vice: Vice) -> None:
