@@ -60,7 +60,11 @@ class FetchedDiffers(TrustError):
 
 
 class BankClient:
-    """One member's visits to the bank of one coordinator."""
+    """One member's visits to the bank of one coordinator.
+
+    Attributes:
+        bytes_sent, bytes_fetched: of chunks, those that were cut off and sent again included.
+    """
 
     def __init__(
         self, connection: Connection, *, name: str, coordinator: str, federation: str,
@@ -69,6 +73,7 @@ class BankClient:
         self._name, self._coordinator, self._federation, self._signer = name, coordinator, federation, signer
         self._patience_s = patience_s
         self._token: str | None = None
+        self.bytes_sent = self.bytes_fetched = 0
         self._address = connection.address
         self._client = httpx.Client(base_url=connection.url, verify=connection.tls(), timeout=TIMEOUT)
 
@@ -106,6 +111,7 @@ class BankClient:
                         if index not in have:
                             file.seek(index * listed.chunk_bytes)
                             chunk = file.read(listed.size_of(index))
+                            self.bytes_sent += len(chunk)
                             self._call("PUT", f"{organ}/chunks/{index}", patience, body=chunk)
                     self._call("POST", f"{organ}/finish", patience, body=b"")
                 except _Again:  # the gateway was started anew, or a chunk is gone: announce and go on
@@ -120,7 +126,7 @@ class BankClient:
             BankUnreachable, BankRefused; FetchedDiffers: not the digest or size that the label names; DiskFull.
         Proved by: tests/unit/test_bank_client.py::test_a_download_goes_on_after_a_cut
         """
-        part = out.with_name(f".{sha256}.fetching")
+        part = out.with_name(f".{out.name}.fetching")
         with self._lasting() as patience:
             listed = ChunkList.parse(self._call("GET", f"/v1/bank/organs/{sha256}", patience).content, where="bank")
             if (listed.sha256, listed.size_bytes) != (sha256, size_bytes):
@@ -170,6 +176,7 @@ class BankClient:
             for index in range(start, len(listed.chunks)):
                 progress("sealed organ from the bank", done=index, total=len(listed.chunks))
                 chunk = self._call("GET", f"/v1/bank/organs/{listed.sha256}/chunks/{index}", patience).content
+                self.bytes_fetched += len(chunk)
                 if len(chunk) != listed.size_of(index) or hashlib.sha256(chunk).hexdigest() != listed.chunks[index]:
                     raise _differs("the chunk that the bank announced", "another")
                 file.write(chunk)

@@ -81,7 +81,7 @@ def test_a_download_goes_on_after_a_cut(gate: Gate, sealed: SealedFile, tmp_path
 def test_a_part_that_was_altered_meanwhile_is_fetched_again(gate: Gate, sealed: SealedFile, tmp_path: Path) -> None:
     with gate.bank("clinic") as bank:
         bank.upload(sealed.path, label=sealed.label)
-    part = tmp_path / f".{sealed.sha256}.fetching"
+    part = tmp_path / ".got.fetching"
     part.write_bytes(os.urandom(9 * MIB))
     with gate.bank("ward") as bank:
         bank.download(sealed.sha256, size_bytes=sealed.size_bytes, out=tmp_path / "got")
