@@ -110,7 +110,7 @@ def _average(
     work: Path,
     now: datetime,
 ) -> Path:
-    mean, added, base = OrganMean(), 0, find_base(str(plan.base))
+    mean, added, base = OrganMean(scratch=work), 0, find_base(str(plan.base))
     expect = Expectation(
         federation=plan.federation, round_number=round_number, base_sha256=plan.base_sha256, span=plan.span
     )

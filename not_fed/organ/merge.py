@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import torch
+from torch import Tensor
 
 from not_fed import canonical
 from not_fed.aggregation.mean import WeightedMean
@@ -17,6 +21,9 @@ from not_fed.envelope.passport import Passport
 from not_fed.errors import FitError, TrustError
 from not_fed.organ.claims import check_claim
 from not_fed.organ.organ import Manifest, OrganInfo, read_organ
+from not_fed.organ.writing import write_safetensors
+
+_NAMES: Final = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 class OrgansDiffer(FitError):
@@ -68,8 +75,9 @@ class OrganMean:
     file has no room for all parents, one digest stands for them and their weights (`digest_parents`).
     """
 
-    def __init__(self) -> None:
-        self._mean = WeightedMean()
+    def __init__(self, *, scratch: Path | None = None) -> None:
+        """`scratch`: a private folder for the sums, which lie in memory without one."""
+        self._mean = WeightedMean(scratch=scratch)
         self._manifest: Manifest | None = None
         self._parents: list[tuple[str, float]] = []
         self._claims: list[DpClaim | None] = []
@@ -105,8 +113,20 @@ class OrganMean:
             counted = how | {"organs": len(parents)}
             one = (digest_parents(self._parents),)
             metadata = replace(self._manifest, training=counted, parents=one).as_metadata()
-        self._mean.write(out, metadata=metadata)
+        self._write(out, metadata)
         return read_organ(out)
+
+    def _write(self, out: Path, metadata: Mapping[str, str]) -> None:
+        """Tensor by tensor, in the organs' own number format."""
+        tensors = {
+            name: (_NAMES[dtype], shape, dtype.itemsize * math.prod(shape))
+            for name, (dtype, shape) in self._mean.tensors().items()
+        }
+        write_safetensors(out, tensors, metadata=metadata, blocks=lambda name: [_bytes(self._mean.tensor(name))])
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def digest_parents(parents: Iterable[tuple[str, float]]) -> str:

@@ -57,7 +57,7 @@ def _mean(job: Job, usable: Sequence[tuple[Path, ParcelRef]]) -> Path:
     """The mean of those that can be added; the others are left out, as those that cannot be opened."""
     out = job.organs / f"aggregate-{job.task.parcels_round()}.organ"
     out.unlink(missing_ok=True)  # left by an attempt that was cut off
-    mean, added = OrganMean(), 0
+    mean, added = OrganMean(scratch=job.organs), 0
     for organ, ref in usable:
         try:
             mean.add(organ, weight=ref.weight)

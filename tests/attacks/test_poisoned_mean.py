@@ -78,15 +78,12 @@ def aggregated(prepared: Prepared, folder: Path, bad: Mapping[str, Any], **plan:
             run=prepared.run, round=1, kind="train", site=site, status="sealed", code=None,
             sealed_sha256=parcel.sha256, size_bytes=len(parcel.sealed), seconds=0.0,
         ))  # fmt: skip
-    data, _ = aggregate(
+    ward = Home(prepared.sites["ward"])
+    with aggregate(
         answers, plan=load_plan(prepared.coordinator).model_copy(update=plan), round_number=1, bank=bank, home=home,
         roster=home.roster(now), signer=home.signer(), now=now,
-    )  # fmt: skip
-    ward = Home(prepared.sites["ward"])
-    (folder / "aggregate.sealed").write_bytes(data)
-    open_organ(
-        folder / "aggregate.sealed", opener=ward.opener(), roster=ward.roster(now), out=folder / "mean.organ", now=now
-    )
+    ) as (data, _):  # fmt: skip
+        open_organ(data, opener=ward.opener(), roster=ward.roster(now), out=folder / "mean.organ", now=now)
     return read_organ(folder / "mean.organ")
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from not_fed.aggregation.mean import BadWeight
 from not_fed.organ.anatomy import Span
@@ -40,6 +43,41 @@ def test_the_mean_is_the_weighted_mean_of_every_tensor(organs: list[Path], tmp_p
         expected = sum(weight * part for weight, part in zip(weights, parts, strict=True)) / 8.0
         assert torch.allclose(got, expected, atol=1e-7), name
     assert len(out.manifest.parents) == 3
+
+
+def test_sums_on_disk_give_the_same_bytes(organs: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    digests = set()
+    for number, scratch in enumerate((None, tmp_path / "scratch")):
+        mean = OrganMean(scratch=scratch)
+        for organ, weight in zip(organs, [1.0, 2.0, 5.0], strict=True):
+            mean.add(organ, weight=weight)
+        digests.add(mean.write(tmp_path / f"{number}.organ").sha256)
+    assert len(digests) == 1
+    assert list((tmp_path / "scratch").iterdir()) == []  # no name leads to a sum
+
+
+def test_memory_stays_at_a_tensor_whatever_the_size_and_number_of_organs(tmp_path: Path) -> None:
+    """In a process of its own: peak of resident memory over what it had after the first addition of a small organ."""
+    tensors = {f"layers.0.part{number}.weight": torch.ones(1 << 20) for number in range(64)}  # 256 MiB in all
+    for number in range(3):
+        save_file(tensors, tmp_path / f"{number}.organ")
+    script = f"""
+import resource, sys
+from pathlib import Path
+from not_fed.aggregation.mean import WeightedMean
+from not_fed.bench.harness import peak_memory_mb, reset_peak_memory, resting_memory_mb
+rest = resting_memory_mb()
+reset_peak_memory()
+mean = WeightedMean(scratch=Path({str(tmp_path)!r}))
+for number in range(3):
+    mean.add(Path({str(tmp_path)!r}) / f"{{number}}.organ")
+for name in mean.tensors():
+    assert float(mean.tensor(name).sum()) == 1 << 20
+print(peak_memory_mb() - rest)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 200  # torch itself takes 100 with its first tensor; with the sums in memory it is 700
 
 
 def test_any_order_gives_the_same_bytes(organs: list[Path], tmp_path: Path) -> None:
