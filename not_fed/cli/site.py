@@ -12,6 +12,7 @@ from not_fed.cli import drop
 from not_fed.cli.output import AsJson, say, show
 
 if TYPE_CHECKING:
+    from not_fed.envelope.invitation import Invitation
     from not_fed.site.creating import CreatedSite
 
 CREATED_SCHEMA = "not-fed/site/1"
@@ -84,16 +85,26 @@ def _show_created(home: Path, created: CreatedSite, *, as_json: bool) -> None:
         "fingerprint": created.identity.fingerprint, "enrolment": str(enrolled.enrolment),
         "enrolment_fingerprint": enrolled.fingerprint, "invitation_fingerprint": created.invitation_fingerprint,
         "coordinator": invited.coordinator, "federation": invited.federation, "address": invited.address,
-        "policy": str(home / "site.toml"),
+        "policy": str(home / "site.toml"), "bundle": _bundle(invited),
     }  # fmt: skip
     lines = [
         ("folder", str(home)), ("name", created.identity.name), ("fingerprint", created.identity.fingerprint),
         ("invited by", f"{invited.coordinator} of {invited.federation}, at {invited.address}"),
         ("fingerprint", created.invitation_fingerprint), ("enrolment", str(enrolled.enrolment)),
-        ("fingerprint", enrolled.fingerprint), ("policy", str(home / "site.toml")),
+        ("fingerprint", enrolled.fingerprint), ("policy", str(home / "site.toml")), ("bundle", result["bundle"]),
     ]  # fmt: skip
     show(result, as_json=as_json, lines=lines)
     if not as_json:
         say(f"{invited.coordinator} reads you the invitation's fingerprint over another channel: compare all of it")
         say(f"hand {enrolled.enrolment} to {invited.coordinator}, and read them its fingerprint")
         say(f"read {home / 'site.toml'} with whoever signs for the data, then: not-fed site join {home}")
+
+
+def _bundle(invited: Invitation) -> str:
+    """Whether the coordinator's bundle is the one that the installed not-fed would send."""
+    import not_fed
+    from not_fed.processes.bundle import expected_bundle_sha256
+
+    if invited.bundle_sha256 == expected_bundle_sha256():
+        return "as this version builds it"
+    return f"another one than not-fed {not_fed.__version__} builds; {invited.coordinator} has {invited.not_fed}"

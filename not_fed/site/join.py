@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -66,7 +67,7 @@ def join(
         say: takes one line for the administrator at a time.
     Raises:
         AlreadyJoined, NoConnection, BadSettings, and what keys raise: this home is not ready.
-        CertificateForeign, CertificateOtherHost, CertificateExpired, ClockApart, OtherProtocol, OtherFederation: the
+        CertificateForeign, CertificateOtherHost, CertificateExpired, ClockApart, OtherProtocol, ForeignCoordinator: the
         coordinator, or this machine's clock, is not. As `pin_roster`, `update_roster`; UnknownMember, MemberNotActive.
     Guarantees:
         Nothing listens for other machines. A coordinator that does not answer is waited for.
@@ -220,7 +221,8 @@ def children(home: Path, connection: Connection, *, port: int, rehearse: bool = 
     superexec = flower.superexec_command(port=port, ca=tls.ca, secret=secret)
     return [
         Child(
-            name=SUPERNODE, argv=supernode, env=environment, log=folder / f"{SUPERNODE}.log", cwd=folder,
+            name=SUPERNODE, argv=[sys.executable, "-P", "-m", "not_fed.site.supernode", *supernode[1:]],
+            env=environment, log=folder / f"{SUPERNODE}.log", cwd=folder,
             ready=lambda: listens(port),
         ),
         Child(name=SUPEREXEC, argv=superexec, env=environment, log=folder / f"{SUPEREXEC}.log", cwd=folder),

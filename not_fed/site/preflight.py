@@ -51,10 +51,10 @@ class CertificateOtherHost(TrustError):
     code = "certificate-other-host"
 
 
-class OtherFederation(FitError):
+class ForeignCoordinator(FitError):
     """At this address is another federation's coordinator."""
 
-    code = "other-federation"
+    code = "foreign-coordinator"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ def check_health(health: Health, connection: Connection) -> None:
     """Refuse a coordinator that this site cannot work with.
 
     Raises:
-        ClockApart, OtherFederation; OtherProtocol: another version of what the two say to each other.
+        ClockApart, ForeignCoordinator; OtherProtocol: another version of what the two say to each other.
     """
     if health.apart is not None and abs(health.apart) > MAX_APART:
         minutes = round(health.apart / timedelta(minutes=1))
@@ -109,7 +109,7 @@ def check_health(health: Health, connection: Connection) -> None:
     if not connection.gateway:
         return
     if health.federation is not None and health.federation != connection.federation:
-        raise OtherFederation(
+        raise ForeignCoordinator(
             where=f"coordinator at {connection.address}", expected=f"federation {connection.federation}",
             got=health.federation, hint="see address in connection.toml",
         )  # fmt: skip
@@ -184,7 +184,7 @@ def _shown_certificate(connection: Connection) -> x509.Certificate | None:
             httpx.Client(verify=context, timeout=TIMEOUT_S) as client,
             client.stream("GET", f"{connection.url}/health") as response,
         ):
-            shown = response.extensions["network_stream"].get_extra_info("ssl_object").getpeercert(binary_form=True)
+            shown = response.extensions["network_stream"].get_extra_info("ssl_object").getpeercert(True)
             return x509.load_der_x509_certificate(shown)
     except (httpx.HTTPError, ValueError, KeyError, AttributeError, TypeError):
         return None
