@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: install demo test lint softhsm bench clean
+.PHONY: install demo test lint debian bench clean
 
 install: $(VENV)/.installed
 
@@ -35,15 +35,15 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The PKCS#11 token that tests sign with: installed for root on Debian, otherwise the command to run is printed.
-softhsm:
-	$(PYTHON) tools/softhsm.py
+# A PKCS#11 token and another clock for the tests: installed for root on Debian, otherwise the command is printed.
+debian:
+	$(PYTHON) tools/debian.py
 
 $(NODE_MODULES): tests/interop/package-lock.json $(VENV)/.installed
 	cd tests/interop && $(CURDIR)/$(BIN)/npm ci --silent
 	touch $@
 
-test: lint softhsm $(NODE_MODULES)
+test: lint debian $(NODE_MODULES)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not deployment" --cov --cov-report= $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m deployment --cov --cov-append --cov-report= $(ARGS)
 	$(BIN)/pytest -m slow --cov --cov-append --cov-report=term $(ARGS)

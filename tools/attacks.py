@@ -37,6 +37,7 @@ SUBJECTS = {  # attacks beyond the list: by the file that they are in
     "Log and recall": "log logged recall", "Keys": "keys", "Files and folders": "inputs filesystem disk known_digest",
     "The command": "command terminal", "The privacy budget": "ledger site_account",
     "The federation": "curious_server federation flower poisoned site",
+    "Between machines": "gateway bank bundle enrolment file_drop",
 }  # fmt: skip
 OWN_CHAPTERS = {subject: title for title, subjects in SUBJECTS.items() for subject in subjects.split()}
 INTRODUCTION = """# What was tried against it
@@ -106,7 +107,7 @@ def page(attacks: list[Attack]) -> str:
     covered = {number for attack in attacks for number in attack.numbers}
     count = f"{len(attacks)} tests: {len(covered)} of the {len(KNOWN)} attacks of the list, {own} of our own.\n"
     parts = [INTRODUCTION, count]
-    for title in [*CHAPTERS, "The privacy budget", "The federation", "Elsewhere"]:
+    for title in [*CHAPTERS, "The privacy budget", "The federation", "Between machines", "Elsewhere"]:
         rows = [attack for attack in attacks if attack.chapter == title]
         if rows:
             parts.append(f"\n## {title}\n\n{TABLE}")
