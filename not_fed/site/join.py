@@ -24,8 +24,9 @@ from types import FrameType
 
 from not_fed import files
 from not_fed.canonical import format_time
-from not_fed.errors import InputError, NotFedError, PeerError
+from not_fed.errors import InputError, NotFedError, PeerError, TrustError
 from not_fed.home import Home
+from not_fed.keys import SigningKeys
 from not_fed.processes import flower
 from not_fed.processes.ports import free_port, listens
 from not_fed.processes.shims import write_shims
@@ -50,6 +51,12 @@ POLL_S, WATCH_S, FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 60.0, 2.0, 30.0
 BACK_OFF = BackOff(first_s=2.0, longest_s=15.0)  # after a kill the SuperLink keeps the old connection for a minute
 
 
+class KeysNotEnrolled(TrustError):
+    """The roster has this site's name with other keys."""
+
+    code = "keys-not-enrolled"
+
+
 class AlreadyJoined(InputError):
     """Another process keeps this site connected."""
 
@@ -68,7 +75,8 @@ def join(
     Raises:
         AlreadyJoined, NoConnection, BadSettings, and what keys raise: this home is not ready.
         CertificateForeign, CertificateOtherHost, CertificateExpired, ClockApart, OtherProtocol, ForeignCoordinator: the
-        coordinator, or this machine's clock, is not. As `pin_roster`, `update_roster`; UnknownMember, MemberNotActive.
+        coordinator, or this machine's clock, is not. As `pin_roster`, `update_roster`; UnknownMember, MemberNotActive,
+        KeysNotEnrolled.
     Guarantees:
         Nothing listens for other machines. A coordinator that does not answer is waited for.
     Proved by: tests/unit/test_site_join.py::test_a_second_join_of_the_same_home_is_refused
@@ -92,12 +100,13 @@ class Joined:
         self._end = threading.Event()
         self._told: dict[str, str] = {}
         self._facts: dict[str, object] = {}
+        self._keys: SigningKeys | None = None
         self._follows_log = False  # then what is noted is said from there
 
     def run(self, root_sha256: str | None) -> None:
         """All of `join` once the home is this process's alone."""
         require_flower()
-        Home(self._home).signer()
+        self._keys = Home(self._home).signer().public
         Home(self._home).opener()
         with _signals(self._end):
             roster = self._until_reached(root_sha256)
@@ -131,7 +140,13 @@ class Joined:
         else:
             roster_watch.require_root(self._home, root_sha256)
             roster = load_roster(self._home / roster_watch.FOLDER, now=_now())
-        roster.member(self._policy.name, role="author", now=_now())
+        member = roster.member(self._policy.name, role="author", now=_now())
+        if self._keys is not None and member.signing != self._keys:
+            raise KeysNotEnrolled(
+                where=f"roster version {roster.version}, {member.name}", expected="the keys of this home",
+                got=f"others, of the identity {member.fingerprint}",
+                hint="give the stewards this home's keys/identity.json, or join with the home that they enrolled",
+            )  # fmt: skip
         roster.member(self._policy.coordinator, role="relay", now=_now())
         return roster
 

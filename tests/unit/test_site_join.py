@@ -17,7 +17,7 @@ from not_fed.processes.flower import flower_environment
 from not_fed.processes.ports import free_port
 from not_fed.site.connection import require_connection
 from not_fed.site.creating import create_site
-from not_fed.site.join import SUPEREXEC, SUPERNODE, AlreadyJoined, children, join, joining
+from not_fed.site.join import SUPEREXEC, SUPERNODE, AlreadyJoined, KeysNotEnrolled, children, join, joining
 from not_fed.site.news import News
 from not_fed.trust.roster import RosterNotPinned, UnknownMember, root_sha256
 from tests.support.children import wait_for
@@ -98,14 +98,16 @@ def test_without_a_pinned_roster_the_root_must_be_named(gate: Gate, home: Path) 
 
 
 def test_a_site_that_the_stewards_do_not_have_is_not_connected(gate: Gate, home: Path) -> None:
-    """The right root, another `clinic` on the roster: its keys are not this site's, whom Flower is not even told."""
-    create_policy_name(home, "newcomer")
-    assert isinstance(refusal(home, root_sha256(gate.home / "roster")), UnknownMember)
+    """Neither under its own name, nor under that of a member with other keys: Flower is not even told."""
+    root = root_sha256(gate.home / "roster")
+    assert isinstance(refusal(home, root), KeysNotEnrolled)
+    rename(home, "newcomer")
+    assert isinstance(refusal(home), UnknownMember)
     assert (home / "roster").is_dir(), "control: the roster was pinned"
     assert not (home / "flower").exists()
 
 
-def create_policy_name(home: Path, name: str) -> None:
+def rename(home: Path, name: str) -> None:
     path = home / "site.toml"
     path.write_text(path.read_text().replace('name = "clinic"', f'name = "{name}"', 1))
 
