@@ -7,7 +7,6 @@ Whatever goes wrong, only an error's code goes out; the whole story is in the si
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,11 +23,9 @@ from not_fed.errors import InputError, NotFedError
 from not_fed.home import simulation_folder
 from not_fed.progress import current
 from not_fed.site.bank_access import BankAccess
+from not_fed.site.log_file import note
 from not_fed.site.parcels import Parcel
 from not_fed.site.work import Answer, answer_task, greet
-
-LOG_FILE = "log"
-MAX_LOG_BYTES = 16 << 20
 
 
 class NoSite(InputError):
@@ -178,18 +175,11 @@ def _logged(home: Path, work: Callable[[], RecordDict]) -> RecordDict:
     try:
         return work()
     except NotFedError as error:
-        _log(home, f"refused: {error.code}: {error}")
+        note(home, f"refused: {error.code}: {error}")
         raise
     except Exception:
-        _log(home, traceback.format_exc())
+        note(home, traceback.format_exc())
         raise
-
-
-def _log(home: Path, text: str) -> None:
-    descriptor = os.open(home / LOG_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-        if os.fstat(file.fileno()).st_size < MAX_LOG_BYTES:  # a coordinator that asks for ever must not fill the disk
-            file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text.rstrip()}\n")
 
 
 def _bad(expected: str) -> BadMessage:
