@@ -99,7 +99,10 @@ class Guard:
         return lambda *_: self.answer
 
     def answer(self, message: Message, context: Context) -> Message:
-        """The installed app's reply, or a refusal."""
+        """The installed app's reply, or a refusal.
+
+        Proved by: tests/unit/test_site_roster_watch.py::test_an_order_under_a_newer_roster_is_answered_once_it_is_fetched
+        """
         if self._refused is not None:
             return _refusal(message, self._refused)
         try:
