@@ -101,7 +101,7 @@ class Guard:
     def answer(self, message: Message, context: Context) -> Message:
         """The installed app's reply, or a refusal.
 
-        Proved by: tests/unit/test_site_roster_watch.py::test_an_order_under_a_newer_roster_is_answered_once_it_is_fetched
+        Proved by: tests/unit/test_site_roster_watch.py::test_an_order_under_a_newer_roster_is_answered_when_it_came
         """
         if self._refused is not None:
             return _refusal(message, self._refused)

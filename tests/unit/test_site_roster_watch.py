@@ -90,7 +90,7 @@ def test_a_coordinator_that_is_away_changes_nothing(
     assert [path.name for path in home.iterdir()] == ["roster"]
 
 
-def test_an_order_under_a_newer_roster_is_answered_once_it_is_fetched(gate: Gate, tmp_path: Path) -> None:
+def test_an_order_under_a_newer_roster_is_answered_when_it_came(gate: Gate, tmp_path: Path) -> None:
     """The client app asks the coordinator for the roster, and the installed app again: once, and only when newer."""
     home = tmp_path / "site"
     home.mkdir()
