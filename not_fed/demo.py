@@ -29,6 +29,7 @@ from not_fed.errors import NotFedError
 from not_fed.home import Home
 from not_fed.organ.organ import read_organ
 from not_fed.organ.transplant import apply_transplant, plan_transplant
+from not_fed.processes.bundle import hospitals_folder
 from not_fed.progress import Progress, silent
 from not_fed.report import write_report
 from not_fed.resources.hpo import SPECIALITIES, hospital_texts
@@ -44,7 +45,6 @@ from not_fed.simulation import (
     run,
     summarise,
 )
-from not_fed.processes.bundle import hospitals_folder
 from not_fed.simulation.federation import HPO
 from not_fed.site.state import SiteState
 

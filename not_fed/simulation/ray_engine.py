@@ -23,8 +23,8 @@ from pathlib import Path
 from not_fed.coordinator.state import CoordinatorState
 from not_fed.errors import InputError, PeerError
 from not_fed.home import SIMULATION
-from not_fed.progress import Progress, silent
 from not_fed.processes.bundle import write_bundle
+from not_fed.progress import Progress, silent
 from not_fed.simulation.prepare import Prepared
 
 START_TIMEOUT_S = 60.0

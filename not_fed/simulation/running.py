@@ -14,8 +14,8 @@ from flwr.app import Message
 from not_fed.coordinator.bank import Bank
 from not_fed.coordinator.kept_log import log_folder
 from not_fed.coordinator.state import CoordinatorState
-from not_fed.progress import Progress, current, silent
 from not_fed.processes.bundle import load_app
+from not_fed.progress import Progress, current, silent
 from not_fed.simulation.grid import LocalGrid, Tap, server_context
 from not_fed.simulation.prepare import COORDINATOR, Prepared
 from not_fed.site.state import SiteState

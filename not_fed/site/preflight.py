@@ -184,7 +184,7 @@ def _shown_certificate(connection: Connection) -> x509.Certificate | None:
             httpx.Client(verify=context, timeout=TIMEOUT_S) as client,
             client.stream("GET", f"{connection.url}/health") as response,
         ):
-            shown = response.extensions["network_stream"].get_extra_info("ssl_object").getpeercert(True)
+            shown = response.extensions["network_stream"].get_extra_info("ssl_object").getpeercert(True)  # noqa: FBT003  positional only
             return x509.load_der_x509_certificate(shown)
     except (httpx.HTTPError, ValueError, KeyError, AttributeError, TypeError):
         return None
