@@ -24,7 +24,8 @@ START_PATIENCE_S = 90.0  # a server app that does not hold the lock by then will
 HEALTHY_AFTER_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 STOPPED_PAUSE_S, LONGEST_STOPPED_PAUSE_S = 30.0, 600.0
-ASK_FLOWER_S = 3.0
+LOOK_S = 3.0  # how often a run that works is looked after
+ASK_FLOWER_S = 10.0  # a `flwr` command costs a second of CPU time
 
 
 class RunStopped(PeerError):
@@ -125,7 +126,7 @@ class Keeper:
             self.stopped = None
             self._tell("run", f"run {plan.run}: the server app works")
         if self._clock() >= self._ask_after:  # a site that enrols during a run
-            self._ask_after = self._clock() + ASK_FLOWER_S
+            self._ask_after = self._clock() + LOOK_S
             self._register(self._home.roster(_now()))
 
     def _has_ended(self, plan: FederationPlan) -> None:
@@ -194,8 +195,9 @@ class Keeper:
         }
         if self._registered is None or not set(wanted) <= self._registered:
             self._registered = self._flower.registered()
-        for key_id in sorted(set(wanted) - self._registered):
-            site, node_key = wanted[key_id]
+        for key_id, (site, node_key) in wanted.items():
+            if key_id in self._registered:
+                continue
             self._flower.register(site, node_key)
             self._registered.add(key_id)
             self._tell(f"node {site}", f"{site} may connect")

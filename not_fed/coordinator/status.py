@@ -156,8 +156,9 @@ def _said(enrolled: Any, site: str) -> str | None:  # noqa: ANN401  a mapping of
 
 
 def _bank(home: Path) -> dict[str, int]:
-    listing = Bank(home / "bank").listing()
-    return {"organs": len(listing), "bytes": sum(one.size_bytes for one in listing.values())}
+    listing = Bank.at(home).listing()
+    sealed = listing.get("sealed")
+    return {"organs": sealed.count, "bytes": sealed.bytes} if sealed else {"organs": 0, "bytes": 0}
 
 
 def _noted(state: CoordinatorState) -> list[dict[str, Any]]:

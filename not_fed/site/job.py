@@ -10,7 +10,7 @@ from pathlib import Path
 
 from not_fed.envelope.receipt import Receipt
 from not_fed.envelope.task import Task
-from not_fed.errors import FitError
+from not_fed.errors import FitError, TrustError
 from not_fed.home import Home
 from not_fed.keys import Opener, Signer
 from not_fed.organ.anatomy import Span
@@ -88,5 +88,12 @@ class Job:
         return base
 
     def recipients(self) -> Sequence[str]:
-        """To whom this site seals its organ."""
-        return [name for name in self.task.recipients if name != self.policy.name]
+        """To whom this site seals its organ: those whom the task names and the roster has now, itself left out."""
+        return [name for name in self.task.recipients if name != self.policy.name and self._is_member(name)]
+
+    def _is_member(self, name: str) -> bool:
+        try:
+            self.roster.member(name, now=self.now)
+        except TrustError:
+            return False
+        return True

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from not_fed import files
 from not_fed.envelope.claims import DpClaim
-from not_fed.envelope.label import label_path
 from not_fed.envelope.open import passport_path
 from not_fed.envelope.passport import Passport, issue_passport, new_passport
 from not_fed.envelope.seal import Sealed, seal_organ
@@ -23,7 +22,7 @@ from not_fed.site.account import RoundAccount, account_notes, open_ledger, open_
 from not_fed.site.job import Job
 from not_fed.site.policy import PUBLIC_CONSTANTS, PrivacyPolicy
 from not_fed.site.prefix_cache import PREFIX_FOLDER, PrefixCache, forget_prefixes
-from not_fed.site.state import KeptOrgan
+from not_fed.site.state import KeptOrgan, MadeOrgan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +46,18 @@ def make_organ(job: Job, *, start: Path | None) -> tuple[Sealed, Mapping[str, ob
         the sealed organ, and the site's own notes, which stay.
     """
     out = job.organs / f"own-{job.task.round}.organ"
-    if job.task.privacy is None or job.policy.privacy is None:
-        made = _train_plainly(job, start, out)
-    else:
-        made = _train_privately(job, start, out, job.policy.privacy)
+    made = _whole(job, start, out)
+    if made is None:
+        if job.task.privacy is None or job.policy.privacy is None:
+            made = _train_plainly(job, start, out)
+        else:
+            made = _train_privately(job, start, out, job.policy.privacy)
+        job.state.note_made(
+            MadeOrgan(
+                run=job.task.run, round=job.task.round, start=_digest_of(start), organ_sha256=made.organ.sha256,
+                numbers=made.numbers, notes=made.notes,
+            )
+        )  # fmt: skip
     began = time.monotonic()
     passport = issue_passport(_passport(job, made), signer=job.signer)
     files.write_atomic(passport_path(made.organ.path), passport + b"\n", overwrite=True)
@@ -68,6 +75,46 @@ def make_organ(job: Job, *, start: Path | None) -> tuple[Sealed, Mapping[str, ob
         )
     )
     return sealed, {**made.notes, "seal_seconds": seconds, "sealed_bytes": sealed.size_bytes}
+
+
+def rehearse(job: Job) -> str:
+    """What training would be, without any: the base and the records are read, a private plan is computed.
+
+    Raises:
+        BaseChanged; what reading the records raises; BadPlan, WeakEpsilon, NoiseOutOfReach: it would be refused.
+    """
+    task, own = job.task, job.policy.privacy
+    told = f"{task.kind}, base {job.base.sha256[:12]}, {len(task.parcels)} sealed organs with it"
+    if task.kind == "receive":
+        return told
+    records = _records(job, unit=own.unit if own and task.privacy is not None else "record")
+    told += f", {len(records.texts):,} records read"
+    if own is None or task.privacy is None:
+        return f"{told}, without differential privacy"
+    plan = fix_plan(job, own, records)
+    return f"{told}, {plan.steps} private steps, noise multiplier {plan.noise_multiplier:.3g}, per {plan.unit}"
+
+
+def _whole(job: Job, start: Path | None, out: Path) -> Made | None:
+    """The round's organ when training it has ended before: by an attempt that was killed, or for an earlier answer.
+
+    An answer that was given under an older roster is given again with the very same organ, whatever else is offered to
+    start from: another one would tell more about the records.
+    """
+    known = job.state.made(job.task.run, job.task.round)
+    if known is None or not out.is_file():
+        return None
+    organ = read_organ(out)
+    answered = any(
+        (one.round, one.sender) == (job.task.round, job.policy.name) for one in job.state.organs(job.task.run)
+    )
+    if organ.sha256 != known.organ_sha256 or not (answered or known.start == _digest_of(start)):
+        return None
+    return Made(organ=organ, numbers=known.numbers, notes=known.notes)
+
+
+def _digest_of(start: Path | None) -> str:
+    return "" if start is None else read_organ(start).sha256
 
 
 def fix_plan(job: Job, own: PrivacyPolicy, records: Records) -> DpPlan:
@@ -242,8 +289,9 @@ def _may_leave(job: Job) -> set[str]:
 
 
 def _seal(job: Job, organ: OrganInfo, passport: bytes) -> Sealed:
-    out = job.home.private_folder("outbox") / f"{job.task.id}.sealed"
-    for left in (out, label_path(out)):
+    outbox = job.home.private_folder("outbox")
+    out = outbox / f"{job.task.id}.sealed"
+    for left in outbox.iterdir():  # of earlier rounds, which the coordinator has closed, and of attempts cut off
         left.unlink(missing_ok=True)
     return seal_organ(
         organ.path,

@@ -15,6 +15,7 @@ from not_fed import settings
 from not_fed.envelope.task import Task
 from not_fed.errors import BudgetError
 from not_fed.settings import Name, Pair, Settings, Sha256
+from not_fed.site.hours import parse_hours
 
 POLICY_FILE = "site.toml"
 PUBLIC_CONSTANTS = frozenset({"steps"})  # known before the records were read
@@ -78,6 +79,12 @@ class TooManyEpochs(NotAllowed):
     """The task asks for more passes over the records than this site's policy allows."""
 
     code = "policy-epochs"
+
+
+class ParcelTooLarge(NotAllowed):
+    """The task comes with a sealed organ that is larger than this site's policy takes."""
+
+    code = "policy-parcel-size"
 
 
 class PrivacyRequired(NotAllowed):
@@ -146,6 +153,10 @@ class SitePolicy(Settings):
         metrics_that_may_leave: exact numbers that may be written into the passport of an organ that was trained without
             differential privacy; empty means none. With it, only `steps`, which is the plan's own number, and what
             `[privacy]` names.
+        bundle_sha256: the bundles whose arrival this site approves; what runs is its own installed copy all the same.
+        hours: when it trains, in local time: "20:00-06:00", or "sat,sun 00:00-24:00"; empty means always.
+        approval: whether a person here agrees first (`not-fed site approve`), once for each run or for each round.
+        max_parcel_bytes: no larger sealed organ is taken in.
     """
 
     name: Name
@@ -162,10 +173,16 @@ class SitePolicy(Settings):
     partners: list[Name] | None = None
     metrics_that_may_leave: list[Literal["loss_first", "loss_last", "records", "steps", "tokens"]] = Field(default=[])
     cache_prefix: bool = True
+    bundle_sha256: list[Sha256] = Field(default=[])
+    hours: list[str] = Field(default=[])
+    approval: Literal["never", "run", "round"] = "never"
+    max_parcel_bytes: int = Field(default=8 << 30, ge=1)
     privacy: PrivacyPolicy | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        for span in self.hours:
+            parse_hours(span)
         if any(not 0 <= start < stop for start, stop in self.spans):
             raise ValueError("each span to be [start, stop] with 0 <= start < stop")
         if self.privacy and self.privacy.required and set(self.metrics_that_may_leave) - PUBLIC_CONSTANTS:
@@ -224,6 +241,7 @@ def _identity(task: Task, policy: SitePolicy) -> list[Rule]:
 
 def _plan(task: Task, policy: SitePolicy) -> list[Rule]:
     spans = ", ".join(f"{start}:{stop}" for start, stop in policy.spans)
+    largest = max((ref.size_bytes for ref in task.parcels), default=0)
     return [
         (
             BaseNotAllowed,
@@ -239,6 +257,12 @@ def _plan(task: Task, policy: SitePolicy) -> list[Rule]:
             task.training.epochs <= policy.max_epochs,
             f"at most {policy.max_epochs:g} epochs",
             f"{task.training.epochs:g}",
+        ),
+        (
+            ParcelTooLarge,
+            largest <= policy.max_parcel_bytes,
+            f"sealed organs of at most {policy.max_parcel_bytes:,} bytes",
+            f"{largest:,}",
         ),
     ]
 

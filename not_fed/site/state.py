@@ -27,8 +27,12 @@ _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, terms TEXT NOT NULL, private INTEGER NOT NULL,
     started TEXT NOT NULL, ended TEXT, plan TEXT) STRICT;
 CREATE TABLE IF NOT EXISTS tasks (id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, run TEXT NOT NULL REFERENCES runs(run),
-    kind TEXT NOT NULL, round INTEGER NOT NULL, answer TEXT, result TEXT, answered TEXT,
-    UNIQUE (run, kind, round)) STRICT;
+    kind TEXT NOT NULL, round INTEGER NOT NULL, roster INTEGER NOT NULL, started TEXT NOT NULL, answer TEXT,
+    result TEXT, answered TEXT, UNIQUE (run, kind, round)) STRICT;
+CREATE TABLE IF NOT EXISTS made (run TEXT NOT NULL, round INTEGER NOT NULL, start TEXT NOT NULL,
+    organ_sha256 TEXT NOT NULL, numbers TEXT NOT NULL, notes TEXT NOT NULL, PRIMARY KEY (run, round)) STRICT;
+CREATE TABLE IF NOT EXISTS approvals (run TEXT NOT NULL, round INTEGER NOT NULL, terms TEXT NOT NULL,
+    asked TEXT NOT NULL, approved TEXT, PRIMARY KEY (run, round)) STRICT;
 CREATE TABLE IF NOT EXISTS organs (sealed_sha256 TEXT PRIMARY KEY, run TEXT NOT NULL, round INTEGER NOT NULL,
     sender TEXT NOT NULL, file TEXT NOT NULL, organ_sha256 TEXT NOT NULL, seconds REAL NOT NULL) STRICT;
 """
@@ -56,6 +60,45 @@ class RunEnded(BudgetError):
     """This run has ended at this site."""
 
     code = "run-ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeOrgan:
+    """A round's own organ that is on the disk, whole: whoever asks again is sent this one, sealed anew.
+
+    Attributes:
+        start: digest of the organ from which it was trained; empty for the base's own span.
+        numbers, notes: what training said of it.
+    """
+
+    run: str
+    round: int
+    start: str
+    organ_sha256: str
+    numbers: Mapping[str, float | None]
+    notes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A run, or a round of one, that a person here has to agree to; `round` is 0 for the whole run."""
+
+    run: str
+    round: int
+    terms: Mapping[str, Any]
+    asked: str
+    approved: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownTask:
+    """A task as this site remembers it."""
+
+    run: str
+    kind: str
+    round: int
+    started: str
+    answered: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +163,7 @@ class SiteState:
         Raises:
             RunChanged, RunEnded: not what the run's first task announced. RoundTaken: this round was given away.
         """
-        terms = json.dumps(task.terms(), sort_keys=True)
+        terms = _terms(task.terms())
         with self._store.transaction() as database:
             run = database.execute("SELECT * FROM runs WHERE run = ?", (task.run,)).fetchone()
             if run is None:
@@ -130,7 +173,7 @@ class SiteState:
                 )
             else:
                 _check_same_run(run, terms)
-            _reserve_round(database, task, sha256)
+            _reserve_round(database, task, sha256, now)
 
     def finish(self, task: Task, *, answer: Mapping[str, Any], result: Mapping[str, Any], now: datetime) -> None:
         """Store the answer (to send it again when asked again) and the site's own notes on the work."""
@@ -168,6 +211,48 @@ class SiteState:
         with self._store.transaction() as database:
             return [row["run"] for row in database.execute("SELECT run FROM runs WHERE ended IS NULL ORDER BY started")]
 
+    def tasks(self, *, limit: int = 100) -> list[KnownTask]:
+        """The newest tasks that were begun here, the newest first."""
+        with self._store.transaction() as database:
+            rows = database.execute(
+                "SELECT run, kind, round, started, answered FROM tasks ORDER BY rowid DESC LIMIT ?", (limit,)
+            ).fetchall()
+        return [KnownTask(**dict(row)) for row in rows]
+
+    # -- what a person has to agree to -----------------------------------------------------------------------------
+
+    def is_approved(self, run: str, round_number: int, *, terms: Mapping[str, Any]) -> bool:
+        """Whether a person has agreed to these very terms; round 0 is the whole run."""
+        with self._store.transaction() as database:
+            row = database.execute(
+                "SELECT terms, approved FROM approvals WHERE run = ? AND round = ?", (run, round_number)
+            ).fetchone()
+        return row is not None and row["approved"] is not None and row["terms"] == _terms(terms)
+
+    def ask(self, run: str, round_number: int, *, terms: Mapping[str, Any], now: datetime) -> None:
+        """Note that somebody has to agree; other terms than before wait anew."""
+        with self._store.transaction() as database:
+            database.execute(
+                "INSERT INTO approvals VALUES (?, ?, ?, ?, NULL) ON CONFLICT (run, round) DO UPDATE SET "
+                "terms = excluded.terms, asked = excluded.asked, approved = NULL WHERE terms <> excluded.terms",
+                (run, round_number, _terms(terms), _text(now)),
+            )
+
+    def approve(self, asked: Asked, *, now: datetime) -> bool:
+        """A person agrees to what they were shown; False when the terms have changed since."""
+        with self._store.transaction() as database:
+            done = database.execute(
+                "UPDATE approvals SET approved = ? WHERE run = ? AND round = ? AND terms = ?",
+                (_text(now), asked.run, asked.round, _terms(asked.terms)),
+            )
+        return done.rowcount == 1
+
+    def approvals(self) -> list[Asked]:
+        """Everything that was ever asked, the newest last."""
+        with self._store.transaction() as database:
+            rows = database.execute("SELECT * FROM approvals ORDER BY rowid").fetchall()
+        return [Asked(**{**dict(row), "terms": json.loads(row["terms"])}) for row in rows]
+
     # -- organs ---------------------------------------------------------------------------------------------------
 
     def keep(self, organ: KeptOrgan, *, waybill: tuple[str, datetime] | None = None) -> None:
@@ -180,6 +265,25 @@ class SiteState:
             database.execute("INSERT OR REPLACE INTO organs VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             if waybill is not None:
                 note_waybill(database, *waybill, now=datetime.now(UTC))
+
+    def note_made(self, made: MadeOrgan) -> None:
+        """Remember that a round's own organ is whole, with what training said of it."""
+        with self._store.transaction() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO made VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    made.run, made.round, made.start, made.organ_sha256, json.dumps(dict(made.numbers)),
+                    json.dumps(dict(made.notes)),
+                ),
+            )  # fmt: skip
+
+    def made(self, run: str, round_number: int) -> MadeOrgan | None:
+        """A round's own organ, if training it has ended."""
+        with self._store.transaction() as database:
+            row = database.execute("SELECT * FROM made WHERE run = ? AND round = ?", (run, round_number)).fetchone()
+        if row is None:
+            return None
+        return MadeOrgan(**{**dict(row), "numbers": json.loads(row["numbers"]), "notes": json.loads(row["notes"])})
 
     def kept(self, sealed_sha256: str) -> KeptOrgan | None:
         """The organ that came in this sealed file, if this site has it."""
@@ -194,6 +298,10 @@ class SiteState:
                 KeptOrgan(**dict(row))
                 for row in database.execute("SELECT * FROM organs WHERE run = ? ORDER BY rowid", (run,))
             ]
+
+
+def _terms(terms: Mapping[str, Any]) -> str:
+    return json.dumps(dict(terms), sort_keys=True)
 
 
 def _check_same_run(run: sqlite3.Row, terms: str) -> None:
@@ -212,17 +320,24 @@ def _check_same_run(run: sqlite3.Row, terms: str) -> None:
         )
 
 
-def _reserve_round(database: sqlite3.Connection, task: Task, sha256: str) -> None:
+def _reserve_round(database: sqlite3.Connection, task: Task, sha256: str, now: datetime) -> None:
+    """One task for each step of a run. Under a newer roster it may be asked for again: who reads the answer changed.
+
+    What is sent then is the organ that was made the first time (see `made`), so that nothing is spent twice.
+    """
     step = (task.run, task.kind, task.round)
-    taken = database.execute("SELECT id, answer FROM tasks WHERE run = ? AND kind = ? AND round = ?", step).fetchone()
+    taken = database.execute(
+        "SELECT id, answer, roster FROM tasks WHERE run = ? AND kind = ? AND round = ?", step
+    ).fetchone()
     if taken is not None and taken["id"] != task.id:
-        if taken["answer"] is not None:
+        if taken["answer"] is not None and taken["roster"] >= task.roster_version:
             raise _taken(task)
         database.execute(
             "DELETE FROM tasks WHERE id = ?", (taken["id"],)
         )  # nothing left under that id, and nothing will
     database.execute(
-        "INSERT OR IGNORE INTO tasks (id, sha256, run, kind, round) VALUES (?, ?, ?, ?, ?)", (task.id, sha256, *step)
+        "INSERT OR IGNORE INTO tasks (id, sha256, run, kind, round, roster, started) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (task.id, sha256, *step, task.roster_version, _text(now)),
     )
 
 

@@ -7,6 +7,7 @@ leaves is in `Answer` and nowhere else.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,15 @@ from not_fed.envelope.task import PROTOCOL, Greeting, Task, sign_greeting, verif
 from not_fed.errors import InputError
 from not_fed.home import Home
 from not_fed.progress import Progress, silent
+from not_fed.site.approval import require_approval
+from not_fed.site.hours import within
 from not_fed.site.log_watch import seen_size, watch_log
+from not_fed.site.not_now import OutsideHours, Rehearsing, at_work, room_by_type
 from not_fed.site.parcels import Parcel, check_parcels
-from not_fed.site.policy import load_policy, permit
+from not_fed.site.policy import SitePolicy, load_policy, permit
 from not_fed.site.state import SiteState
+
+REHEARSE = "NOT_FED_REHEARSE"  # set to 1 by `not-fed site join --rehearse`
 
 
 class AnswerGone(InputError):
@@ -85,51 +91,85 @@ def answer_task(
         growth: the coordinator's newest checkpoint, and the proof that its log grew from what this site has seen.
         receipt: this site's own, from an earlier private task, as the coordinator kept it.
     Raises:
+        SiteBusy, OutsideHours, ApprovalAwaited, Rehearsing, DiskFull: not now; the coordinator may ask again.
         NotFedError: refused or failed; only its code may leave the site.
-    Proved by: tests/journeys/test_federation_bank.py::test_a_refused_task_does_no_work
+    Guarantees: each round of a run is trained once. A process that was killed is followed by one that goes on from its
+        resume point, or sends the organ that was whole already; a run is reserved in the ledger once.
+    Proved by: tests/journeys/test_federation_bank.py::test_a_refused_task_does_no_work,
+        tests/journeys/test_site_killed.py::test_a_site_killed_in_training_goes_on_and_is_charged_once
     """
-    policy, place = load_policy(home), Home(home)
-    roster = place.roster(now)
-    task = verify_task(line, roster=roster, now=now)
-    permit(task, policy=policy)
-    watch_log(growth, parcels=parcels, task=task, home=home, roster=roster, now=now)
-    kept = None
-    if receipt is not None:
-        kept = verify_receipt(receipt, site=policy.name, coordinator=task.coordinator, roster=roster, now=now)
-    state, digest = SiteState(home), hashlib.sha256(line).hexdigest()
-    with state.session():
-        stored = state.answer_to(task, sha256=digest)
-        if stored is not None:
-            return _from_stored(stored, home)
-        check_parcels(task, parcels, me=policy.name, state=state)
-        state.start(task, sha256=digest, now=now)
-        answer, notes = _do(
-            task, parcels, policy=policy, place=place, roster=roster, state=state, now=now, progress=progress,
-            receipt=kept,
-        )  # fmt: skip
-        state.finish(task, answer=_to_stored(answer, home), result=notes, now=now)
-    if task.kind == "receive":
-        _clean_up(home)
+    with room_by_type(home):
+        policy, place = load_policy(home), Home(home)
+        roster = place.roster(now)
+        task = verify_task(line, roster=roster, now=now)
+        permit(task, policy=policy)
+        with at_work(home):
+            watch_log(growth, parcels=parcels, task=task, home=home, roster=roster, now=now)
+            kept = None
+            if receipt is not None:
+                kept = verify_receipt(receipt, site=policy.name, coordinator=task.coordinator, roster=roster, now=now)
+            state = SiteState(home)
+            with state.session():
+                known = {
+                    "policy": policy, "home": place, "roster": roster, "state": state, "now": now, "receipt": kept,
+                    "progress": progress,
+                }  # fmt: skip
+                answer = _answer(task, hashlib.sha256(line).hexdigest(), parcels, known)
+            if task.kind == "receive":
+                _clean_up(home)
     return answer
 
 
-def _do(task: Task, parcels: Sequence[Parcel], **known: Any) -> tuple[Answer, dict[str, Any]]:  # noqa: ANN401
+def _answer(task: Task, digest: str, parcels: Sequence[Parcel], known: Mapping[str, Any]) -> Answer:
+    policy, home, state, now = known["policy"], known["home"], known["state"], known["now"]
+    stored = state.answer_to(task, sha256=digest)
+    if stored is not None:
+        return _from_stored(stored, home.folder)
+    check_parcels(task, parcels, me=policy.name, state=state)
+    if is_rehearsing():
+        raise _rehearsed(task, known)
+    _require_hours(task, policy, now=now)
+    require_approval(task, policy=policy, state=state, now=now)
+    state.start(task, sha256=digest, now=now)
+    answer, notes = _do(task, parcels, known)
+    state.finish(task, answer=_to_stored(answer, home.folder), result=notes, now=datetime.now(UTC))
+    return answer
+
+
+def is_rehearsing() -> bool:
+    """Whether this process was started by `not-fed site join --rehearse`."""
+    return os.environ.get(REHEARSE) == "1"
+
+
+def _require_hours(task: Task, policy: SitePolicy, *, now: datetime) -> None:
+    """Training keeps to the site's hours; taking in a result does not need them."""
+    if task.kind == "train" and not within(policy.hours, now):
+        raise OutsideHours(
+            where="site.toml, field hours", expected=f"one of {', '.join(policy.hours)}",
+            got=f"{now.astimezone():%H:%M}", hint="the coordinator asks again until its round is over",
+        )  # fmt: skip
+
+
+def _rehearsed(task: Task, known: Mapping[str, Any]) -> Rehearsing:
+    """What the task would have come to, as far as that can be known without training."""
+    from not_fed.site.job import Job
+    from not_fed.site.making import rehearse
+
+    found = rehearse(Job(task=task, **known))
+    return Rehearsing(
+        where=f"run {task.run}, round {task.round}", expected="a join without --rehearse", got=f"a rehearsal: {found}",
+        hint="this task would have been done",
+    )  # fmt: skip
+
+
+def _do(task: Task, parcels: Sequence[Parcel], known: Mapping[str, Any]) -> tuple[Answer, dict[str, Any]]:
     # torch and the model are behind these; refusing needs none of them
     from not_fed.site.account import receipt_for
     from not_fed.site.arrivals import gather
     from not_fed.site.job import Job
     from not_fed.site.making import make_organ
 
-    job = Job(
-        task=task,
-        policy=known["policy"],
-        home=known["place"],
-        roster=known["roster"],
-        state=known["state"],
-        now=known["now"],
-        progress=known["progress"],
-        receipt=known["receipt"],
-    )
+    job = Job(task=task, **known)
     start, sealed = gather(job, parcels), None
     notes: dict[str, Any] = {"aggregate": start.name if start else None}
     if task.kind == "train":

@@ -121,6 +121,7 @@ def test_nothing_of_the_run_stays_in_cache_inbox_or_outbox_and_all_is_private(re
         names = {path.name for path in home.iterdir()}
         assert names == {
             "held_out.jsonl", "keys", "organs", "passphrase", "records.jsonl", "roster", "site.toml", "state.db",
+            "work.lock",
         }  # fmt: skip
         assert stat.S_IMODE(home.stat().st_mode) == 0o700
         for name in ("organs", "organs/first", "keys"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from not_fed.coordinator.keeper import FIRST_PAUSE_S, LONGEST_PAUSE_S, START_PATIENCE_S, Keeper, Pause
+from not_fed.coordinator.keeper import ASK_FLOWER_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, START_PATIENCE_S, Keeper, Pause
 from not_fed.coordinator.nodes import Nodes
 from not_fed.coordinator.state import CoordinatorState, Step, run_lock
 from not_fed.errors import PeerError
@@ -142,7 +142,7 @@ def test_after_a_death_the_old_flower_run_is_stopped_and_another_goes_on(
 def test_a_server_app_that_never_comes_is_given_up(watched: Watched) -> None:
     watched.step()
     watched.flower.runs[1] = "finished: failed, no module"
-    watched.step(after_s=4)
+    watched.step(after_s=ASK_FLOWER_S)
     assert watched.heard("did not start: finished: failed, no module")
     watched.step(after_s=FIRST_PAUSE_S)
     assert watched.flower.unfinished() == [2]
