@@ -1,4 +1,4 @@
-"""site: init, join; and what other files add to the group."""
+"""site: init, join; site_desk.py adds status and approve, drop.py export and import."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from not_fed.cli import drop
+from not_fed.cli import drop, site_desk
 from not_fed.cli.output import AsJson, say, show
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def register(parent: typer.Typer) -> None:
     )
     group.command("init", epilog=_COMPARE)(init_command)
     group.command("join")(join_command)
+    site_desk.register(group)
     drop.register_site(group)
     parent.add_typer(group, name="site")
 
