@@ -115,6 +115,12 @@ def desk_in(folder: Path, world: World, monkeypatch: pytest.MonkeyPatch, capsys:
     for module in CLOCKS:
         monkeypatch.setattr(module, "datetime", Noon)
 
+    return Desk(Parcel(folder, world.federation), world, runner(monkeypatch, capsys))
+
+
+def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """`not-fed WORDS` in this process."""
+
     def run(*words: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["not-fed", *map(str, words)])
         capsys.readouterr()
@@ -125,7 +131,7 @@ def desk_in(folder: Path, world: World, monkeypatch: pytest.MonkeyPatch, capsys:
             code = int(done.code or 0)
         return Outcome(code, *capsys.readouterr())
 
-    return Desk(Parcel(folder, world.federation), world, run)
+    return run
 
 
 def run_together(folder: Path, commands: Sequence[Sequence[str]]) -> list[Outcome]:
