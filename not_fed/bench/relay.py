@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from not_fed.age.header import FILE_KEY_BYTES
 from not_fed.age.hybrid import HybridIdentity, wrap
 from not_fed.age.stream import NONCE_BYTES
 from not_fed.bench.harness import machine
+from not_fed.bench.proc import cpu_s, memory_mb, reset_peak
 from not_fed.coordinator.creating import Wishes, create_coordinator
 from not_fed.coordinator.nodes import Nodes
 from not_fed.envelope.enrolment import new_enrolment
@@ -46,8 +47,10 @@ from not_fed.trust.roster import create_roster, pin_roster
 LIBRARIES = ("not-fed", "flwr", "starlette", "uvicorn", "httpx", "cryptography")
 FEDERATION, HUB, SENDER, RECIPIENTS = "bench", "hub", "sender", ("first", "second", "third")
 GIB, MIB = 1 << 30, 1 << 20
+FLOWER_BYTES = 300 * MIB
 BLOCK = 4 * MIB
 CUT_AT = 0.4
+TARGET_MB = 100
 
 
 class GatewayNotReady(PeerError):
@@ -66,7 +69,7 @@ class _Member:
         return cls(FileSigner.generate(name), Opener(name=name, identity=HybridIdentity(os.urandom(32))))
 
 
-def bench_relay(folder: Path, *, size_bytes: int = GIB, flower_bytes: int = 300 * MIB, progress: Progress = silent,
+def bench_relay(folder: Path, *, size_bytes: int = GIB, flower_bytes: int = FLOWER_BYTES, progress: Progress = silent,
                 say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:  # fmt: skip
     """Measure the relay in the new folder `folder`, and Flower's own messages beside it.
 
@@ -89,6 +92,37 @@ def bench_relay(folder: Path, *, size_bytes: int = GIB, flower_bytes: int = 300 
     return {"schema": "not-fed/bench-relay/1", "machine": machine(LIBRARIES), "bank": ours, "flower": peer}
 
 
+def table(result: Mapping[str, Any]) -> str:
+    """As Markdown, for people and for docs/benchmarks.md."""
+    bank, flower = result["bank"], result["flower"]
+    rows = [
+        ("relayed", f"{bank['size_bytes'] / MIB:,.0f} MiB to {bank['recipients']} sites"),
+        ("gateway at rest", f"{bank['rest_mb']:.0f} MiB"),
+        ("more while it is left", f"**{bank['extra_mb_upload']:.0f} MiB**"),
+        ("more while all fetch it at once", f"**{bank['extra_mb_downloads']:.0f} MiB**"),
+        ("arrived before the gateway was killed", f"{bank['arrived_before_the_kill'] / MIB:,.0f} MiB"),
+        ("sent twice because of it", f"{bank['sent_twice'] / MIB:,.0f} MiB"),
+        ("gateway, CPU for the rest of it and three downloads", f"{bank['gateway_cpu_s']:.1f} s"),
+    ]
+    lines = ["| through the bank | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
+    if flower is not None:
+        lines += [
+            "",
+            f"| {flower['size_bytes'] / MIB:,.0f} MiB as one Flower message, there and back | |",
+            "| --- | --- |",
+        ]
+        lines += [f"| {name}, peak | {mb:,.0f} MiB |" for name, mb in flower["peak_mb"].items()]
+        ended = f"{flower['seconds']:.0f} s" if flower["finished"] else f"not finished after {flower['seconds']:.0f} s"
+        lines.append(f"| time | {ended} |")
+    return "\n".join(lines)
+
+
+def conclusion(result: Mapping[str, Any]) -> str:
+    """One line."""
+    most = max(result["bank"]["extra_mb_upload"], result["bank"]["extra_mb_downloads"])
+    return f"relaying costs the coordinator {most:.0f} MiB at most, whatever the organ's size ({TARGET_MB} allowed)"
+
+
 def _measure_bank(
     work: Path, home: Path, members: dict[str, _Member], *, size_bytes: int, progress: Progress
 ) -> dict[str, Any]:
@@ -96,20 +130,20 @@ def _measure_bank(
     label = _seal(sealed, members, size_bytes=size_bytes)
     size, sha256 = sealed.stat().st_size, label[1]
     with _gateway(home) as (process, port), _client(home, SENDER, members, port, patience_s=0.0) as client:
-        rest_1 = _memory_mb(process.pid, "VmRSS")
-        _reset_peak(process.pid)
+        rest_1 = memory_mb(process.pid, "VmRSS")
+        reset_peak(process.pid)
         _upload_until_killed(client, sealed, label[0], process)
         peak_1, sent_before = client.peak_mb, client.bytes_sent
     arrived = sum(path.stat().st_size for path in (home / "bank" / sha256).glob("0*"))
     with _gateway(home) as (process, port):
-        rest = _memory_mb(process.pid, "VmRSS")
-        _reset_peak(process.pid)
+        rest = memory_mb(process.pid, "VmRSS")
+        reset_peak(process.pid)
         began = time.monotonic()
         with _client(home, SENDER, members, port) as client:
             client.upload(sealed, label=label[0], progress=progress)
             sent_after = client.bytes_sent
         upload_s = time.monotonic() - began
-        after_upload = _memory_mb(process.pid, "VmHWM")
+        after_upload = memory_mb(process.pid, "VmHWM")
         began = time.monotonic()
 
         def fetch(name: str) -> None:
@@ -119,14 +153,14 @@ def _measure_bank(
         with ThreadPoolExecutor(len(RECIPIENTS)) as pool:
             list(pool.map(fetch, RECIPIENTS))
         download_s = time.monotonic() - began
-        peak = _memory_mb(process.pid, "VmHWM")
-        cpu_s = _cpu_s(process.pid)
+        peak = memory_mb(process.pid, "VmHWM")
+        gateway_cpu_s = cpu_s(process.pid)
     return {
         "size_bytes": size, "recipients": len(RECIPIENTS), "rest_mb": rest, "extra_mb_upload": after_upload - rest,
         "extra_mb_downloads": peak - rest, "extra_mb_before_the_kill": max(0.0, peak_1 - rest_1),
         "arrived_before_the_kill": arrived, "sent_before": sent_before, "sent_after": sent_after,
         "sent_twice": sent_before + sent_after - size, "seconds_rest_of_upload": upload_s,
-        "seconds_downloads": download_s, "gateway_cpu_s": cpu_s,
+        "seconds_downloads": download_s, "gateway_cpu_s": gateway_cpu_s,
     }  # fmt: skip
 
 
@@ -139,7 +173,7 @@ class _MeasuredClient(BankClient):
 def _upload_until_killed(client: _MeasuredClient, sealed: Path, label: bytes, gateway: subprocess.Popen[bytes]) -> None:
     def watch(what: str, *, done: int, total: int, note: str = "") -> None:
         with suppress(OSError, KeyError):
-            client.peak_mb = max(client.peak_mb, _memory_mb(gateway.pid, "VmHWM"))
+            client.peak_mb = max(client.peak_mb, memory_mb(gateway.pid, "VmHWM"))
         if done >= CUT_AT * total and gateway.poll() is None:
             gateway.send_signal(signal.SIGKILL)
             gateway.wait()
@@ -229,18 +263,3 @@ def _client(
         connection, name=name, coordinator=HUB, federation=FEDERATION, signer=members[name].signer,
         patience_s=patience_s,
     )  # fmt: skip
-
-
-def _memory_mb(pid: int, field: str) -> float:
-    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-    return int(lines[field].split()[0]) / 1024
-
-
-def _reset_peak(pid: int) -> None:
-    with suppress(OSError):
-        Path(f"/proc/{pid}/clear_refs").write_text("5")
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

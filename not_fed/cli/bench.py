@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -168,3 +168,52 @@ def _dp_utility(*, quick: bool, base: str, out: Path | None, picture: Path | Non
         files.write_atomic(picture, utility_picture(result), overwrite=True, mode=0o644)
     sys.stdout.write((json.dumps(result) if as_json else table(result)) + "\n")
     say(f"span {result['span']}, {result['records']:,} records, seeds {result['seeds']}; {result['source']}")
+
+
+@group.command("scale")
+def scale_command(
+    relay: Annotated[
+        bool, typer.Option("--relay", help="Instead: one large sealed organ through the bank, and as a Flower message.")
+    ] = False,
+    sites: Annotated[int, typer.Option("--sites", min=2, max=250, help="How many sites.")] = 100,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How many rounds.")] = 3,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Turns.")] = 3,
+    mode: Annotated[str, typer.Option("--mode", help="trusted or bank.")] = "trusted",
+    quick: Annotated[bool, typer.Option("--quick", help="20 sites once; with --relay 100 MB and no peer.")] = False,
+    folder: Annotated[Path | None, typer.Option("--folder", help="Where temporary files go.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON object here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What the federation itself costs: CPU for each site and round beside Flower's own FedAvg; or a large relay."""
+    import sys
+
+    from not_fed import files
+
+    if relay:
+        text, line, result = _relay(quick=quick, folder=folder)
+    else:
+        from not_fed.bench.scale import bench_scale, conclusion, table
+
+        with shown() as progress:
+            result = bench_scale(
+                sites=20 if quick else sites, rounds=rounds, repeats=1 if quick else repeats, mode=mode,
+                real=not quick, folder=folder, progress=progress,
+            )  # fmt: skip
+        text, line = table(result), conclusion(result)
+    if out is not None:
+        files.write_atomic(out, json.dumps(result, indent=1).encode() + b"\n", overwrite=True, mode=0o644)
+    sys.stdout.write((json.dumps(result) if as_json else text) + "\n")
+    say(line)
+
+
+def _relay(*, quick: bool, folder: Path | None) -> tuple[str, str, dict[str, Any]]:
+    import tempfile
+
+    from not_fed.bench.relay import FLOWER_BYTES, GIB, bench_relay, conclusion, table
+
+    with tempfile.TemporaryDirectory(dir=folder, prefix="not-fed-relay-") as work, shown() as progress:
+        result = bench_relay(
+            Path(work) / "relay", size_bytes=GIB // 10 if quick else GIB, flower_bytes=0 if quick else FLOWER_BYTES,
+            progress=progress, say=say,
+        )  # fmt: skip
+    return table(result), conclusion(result), result

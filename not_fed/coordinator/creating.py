@@ -35,7 +35,7 @@ from not_fed.processes import tls
 from not_fed.processes.bundle import expected_bundle_sha256
 from not_fed.settings import Name, Pair, Settings, Sha256
 
-WORK_FACTOR = 12  # the pass phrase is 256 random bits: stretching it protects nothing
+WORK_FACTOR = 8  # the pass phrase is 256 random bits: stretching it protects nothing
 TLS = "tls"
 CERTIFICATE_DAYS = 398  # the longest that common clients take
 LOOPBACK = ("localhost", "127.0.0.1")

@@ -22,7 +22,7 @@ from not_fed.site.policy import POLICY_FILE, SitePolicy
 from not_fed.trust.roster import create_roster, pin_roster
 
 COORDINATOR = "coordinator"
-WORK_FACTOR = 12  # the pass phrase lies beside its key in a simulation: stretching it for long protects nothing
+WORK_FACTOR = 8  # the pass phrase lies beside its key in a simulation: stretching it for long protects nothing
 PATIENCE_S = 24 * 3600.0
 
 

@@ -28,7 +28,7 @@ from not_fed.keys.node_key import create_node_key
 from not_fed.site.connection import CONNECTION_FILE, write_connection
 from not_fed.site.policy import POLICY_FILE, SitePolicy
 
-WORK_FACTOR = 12  # the pass phrase is 256 random bits and lies beside the keys: stretching it protects nothing
+WORK_FACTOR = 8  # the pass phrase is 256 random bits and lies beside the keys: stretching it protects nothing
 CA_FILE, NODE_KEY, NODE_PUBLIC = "coordinator.crt", "node.key", "node.pub"
 ENROLMENT_SUFFIX = ".enrolment"
 
