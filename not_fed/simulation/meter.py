@@ -101,5 +101,4 @@ def _spelt_out(name: str) -> list[str]:
 
 
 def _holders(name: str, function: object) -> list[Any]:
-    modules = [module for key, module in sys.modules.items() if key.partition(".")[0] in ("not_fed", "flwr")]
-    return [module for module in modules if vars(module).get(name) is function]
+    return [module for module in list(sys.modules.values()) if getattr(module, "__dict__", {}).get(name) is function]
