@@ -11,6 +11,7 @@ state lies in HOME/state.db, HOME/bank and HOME/flower/state.db, never in one of
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -28,6 +29,7 @@ import uvicorn
 from not_fed import files
 from not_fed.canonical import format_time
 from not_fed.coordinator.certificates import GatewayCertificate
+from not_fed.coordinator.collecting import collect_garbage
 from not_fed.coordinator.creating import require_deployment
 from not_fed.coordinator.deployment import Deployment
 from not_fed.coordinator.flower_commands import SUPERLINK, FlowerCommands
@@ -43,7 +45,7 @@ from not_fed.home import Home
 from not_fed.processes.supervisor import Supervisor
 from not_fed.trust.roster import TrustedRoster
 
-POLL_S, KEEP_S, CERTIFICATE_S, SEEN_S = 0.2, 0.5, 600.0, 5.0
+POLL_S, KEEP_S, CERTIFICATE_S, SEEN_S, COLLECT_S = 0.2, 0.5, 600.0, 5.0, 3600.0
 GATEWAY_START_S, LAST_WORDS_S = 20.0, 15.0
 KEEP_ALIVE_S = 75  # a SuperNode polls every 3 s: its connection stays
 
@@ -115,7 +117,7 @@ class Served:
     def run(self, plan: FederationPlan, roster: TrustedRoster, *, until_complete: bool) -> None:
         """All of `serve` once the home is this process's alone."""
         self._introduce(plan, roster)
-        with _signals(self._wish):
+        with _signals(self._wish), _logged(self._say):
             self._stack.callback(self._end)
             self._start()
             gateway = self._open_gateway()
@@ -141,8 +143,22 @@ class Served:
         self._supervisor.poll()
 
     def _keep(self) -> None:
+        collect_at = time.monotonic()
         while not self._ending.wait(KEEP_S):
             self.keeper.step()
+            if time.monotonic() >= collect_at:
+                collect_at = time.monotonic() + COLLECT_S
+                self._collect()
+
+    def _collect(self) -> None:
+        """Let the bank forget what its time is over for."""
+        try:
+            gone = collect_garbage(self._home, now=datetime.now(UTC))
+        except NotFedError as error:
+            self.keeper.trouble(error.code, f"{error}; {error.hint}")
+            return
+        if gone:
+            self._say(f"the bank let go of {len(gone)} sealed organs that no open run needs")
 
     def _has_died(self, name: str, code: int) -> None:
         """A supervised process ended by itself; the supervisor starts it again."""
@@ -156,7 +172,7 @@ class Served:
             self._home, superlink_url=self._commands.url, superlink_ca=self._commands.ca, nodes=self.nodes, seen=seen
         )
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, timeout_keep_alive=KEEP_ALIVE_S,
+            app, log_config=None, access_log=False, server_header=False, ws="none", timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=2, proxy_headers=False, lifespan="on",
             ssl_context_factory=lambda _config, _default: self._certificate.context,
         )  # fmt: skip
@@ -252,6 +268,29 @@ def _listen(deployment: Deployment) -> socket.socket:
             where=f"coordinator.toml, field listen, {deployment.listen}", expected="a free address of this machine",
             got=os.strerror(error.errno or 0).lower(), hint="end whoever listens there, or choose another port",
         ) from None  # fmt: skip
+
+
+class _Said(logging.Handler):
+    """What the gateway logs, such as who was refused, told to the administrator."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Part of Handler."""
+        self._say(record.getMessage())
+
+
+@contextmanager
+def _logged(say: Callable[[str], None]) -> Iterator[None]:
+    """For the block, `say` hears what this coordinator's modules log."""
+    handler, logger = _Said(say), logging.getLogger("not_fed.coordinator")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from not_fed import files
 from not_fed.errors import InputError, NotFedError
 
 LOCK_FILE, FACTS_FILE = "serve.lock", "serve.json"
+LOOKS_S = 1.0  # `serving` takes a shared lock for a moment
 FLOWER = "flower"
 SCHEMA = "not-fed/serving/1"
 
@@ -46,13 +48,22 @@ def serving_alone(home: Path) -> Iterator[None]:
     """Be the only process that serves this home, for the block; raises AlreadyServed."""
     descriptor = os.open(home / LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyServed(
-                where=str(home), expected="a home that nobody serves", got="one that is served",
-                hint="not-fed coordinator status shows by which process",
-            ) from None  # fmt: skip
+        deadline = time.monotonic() + LOOKS_S
+        while not _try_lock(descriptor):
+            if time.monotonic() > deadline:
+                raise AlreadyServed(
+                    where=str(home), expected="a home that nobody serves", got="one that is served",
+                    hint="not-fed coordinator status shows by which process",
+                )  # fmt: skip
+            time.sleep(0.05)
         yield
     finally:
         os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
