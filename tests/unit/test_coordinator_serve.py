@@ -52,10 +52,8 @@ def test_a_given_certificate_that_is_over_is_refused_before_anything_starts(hub:
     create_ca(given)
     issue_server_certificate(given, ca=given, hosts=("localhost",), days=0)
     toml = hub.home / "coordinator.toml"
-    lines = [line for line in toml.read_text().splitlines() if not line.startswith(("certificate", "key", "ca"))]
-    at = lines.index("[tls]") + 1
-    lines[at:at] = ['certificate = "given/server.crt"', 'key = "given/server.key"']
-    toml.write_text("\n".join(lines) + "\n")
+    text = toml.read_text().replace('ca = "tls/ca.crt"\nca_key = "tls/ca.key"\n', "")
+    toml.write_text(text.replace("tls/gateway", "given/server"))
     with pytest.raises(CertificateExpired):
         serve(hub.home, say=lambda _: None)
 
