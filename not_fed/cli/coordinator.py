@@ -68,9 +68,13 @@ def init_command(
     mode: Annotated[ModeName, typer.Option("--mode", help="How sites share what they train.")] = ModeName.BANK,
     rounds: Annotated[int, typer.Option("--rounds", min=1, max=10_000, help="Rounds of a run.")] = 2,
     epsilon: Annotated[
-        float | None, typer.Option("--epsilon", min=0, max=10, help="Ask sites for differential privacy.")
+        float | None,
+        typer.Option("--epsilon", min=0, max=10, help="Ask sites for differential privacy. [default: 3 in mode bank]"),
     ] = None,
     delta: Annotated[float, typer.Option("--delta", min=0, max=0.01, help="With --epsilon.")] = 1e-5,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Ask for none: organs then tell their recipients about single records.")
+    ] = False,
     certificate: Annotated[Path | None, typer.Option("--certificate", help="A certificate of your own (PEM).")] = None,
     key: Annotated[Path | None, typer.Option("--key", help="Its private key (PEM).")] = None,
     ca: Annotated[
@@ -86,7 +90,7 @@ def init_command(
     wishes = Wishes(
         name=name, federation=federation, address=address, listen=listen, base=base,
         base_sha256=base_sha256 or _digest_of(base), span=(layers.start, layers.stop), mode=mode.value, rounds=rounds,
-        privacy=_privacy(epsilon, delta), given=_given(certificate, key, ca),
+        privacy=_privacy(epsilon, delta, mode=mode, plain=plain), given=_given(certificate, key, ca),
     )  # fmt: skip
     created = create_coordinator(home, wishes, now=datetime.now(UTC))
     _show_created(home, created, mode=mode, as_json=as_json)
@@ -174,11 +178,14 @@ def _digest_of(base: str) -> str:
         return find_base(base, progress=progress).sha256
 
 
-def _privacy(epsilon: float | None, delta: float) -> ProposedPrivacy | None:
+def _privacy(epsilon: float | None, delta: float, *, mode: ModeName, plain: bool) -> ProposedPrivacy | None:
+    """What the plan asks for: where sites see each other's organs, differential privacy, unless told otherwise."""
     from not_fed.envelope.task import ProposedPrivacy
 
+    if plain and epsilon is not None:
+        raise UsageError(where="--plain", expected="it or --epsilon", got="both", hint="leave one of them out")
     if epsilon is None:
-        return None
+        return ProposedPrivacy(epsilon=3.0, delta=delta) if mode is ModeName.BANK and not plain else None
     if not epsilon or not 0 < delta < 0.01:
         raise UsageError(
             where="--epsilon, --delta", expected="both above 0, delta below 0.01", got=f"{epsilon} and {delta}",

@@ -112,7 +112,11 @@ def add_connection(home: Path, invitation: Invitation, *, now: datetime) -> Enro
 def policy_text(
     invitation: Invitation, *, name: str, data: Path, text_field: str | None = None, base: str | None = None
 ) -> str:
-    """`site.toml` as it is for this invitation: what was proposed is permitted, and nothing beyond it."""
+    """`site.toml` as it is for this invitation: what was proposed is permitted, and nothing beyond it.
+
+    Where organs go to other sites, privacy is required even if the invitation proposes none: to train without it is for
+    the site's officer to decide, in so many words.
+    """
     privacy = invitation.privacy
     return _POLICY.format(
         name=_text(name), federation=_text(invitation.federation), coordinator=_text(invitation.coordinator),
@@ -120,7 +124,7 @@ def policy_text(
         text_field=f"text_field = {_text(text_field)}" if text_field else '# text_field = "text"',
         base=_text(base or invitation.base), base_sha256=_text(invitation.base_sha256),
         spans=_text([list(span) for span in invitation.spans]), mode=_text(invitation.mode), rounds=invitation.rounds,
-        bundle=_text(invitation.bundle_sha256), off="# " if privacy is None else "",
+        bundle=_text(invitation.bundle_sha256), off="# " if privacy is None and invitation.mode != "bank" else "",
         epsilon=privacy.epsilon if privacy else 3.0, budget=min(10.0, 2 * privacy.epsilon) if privacy else 6.0,
         delta=privacy.delta if privacy else 1e-5,
     )  # fmt: skip
@@ -156,7 +160,7 @@ metrics_that_may_leave = []  # exact numbers about the training: "steps", "token
 # max_parcel_bytes = 4294967296  # no larger sealed organ is taken in
 
 {off}[privacy]  # declared, public, and chosen without looking at the records
-{off}required = true  # an order without differential privacy is refused
+{off}required = true  # an order without differential privacy is refused; false: taken as it is
 {off}max_epsilon = {epsilon}  # of one run: all its rounds, and all numbers that leave with them
 {off}budget = {budget}  # of all runs together, ever, whoever asks
 {off}delta = {delta}  # below one over the number of people

@@ -60,7 +60,10 @@ def test_a_site_s_home_permits_what_the_invitation_proposes_and_nothing_beyond_i
     assert (policy.name, policy.federation, policy.coordinator) == ("clinic", FEDERATION, "hub")
     assert policy.bundle_sha256 == [invited.bundle_sha256]
     assert (policy.base_sha256, policy.spans, policy.modes) == (BASE, [(1, 3)], ["bank"])
-    assert (policy.max_rounds, policy.privacy, policy.metrics_that_may_leave) == (invited.rounds, None, [])
+    assert (policy.max_rounds, policy.metrics_that_may_leave) == (invited.rounds, [])
+    assert invited.privacy is None
+    assert policy.privacy is not None, "other sites will see its organs, so that plain training is its own decision"
+    assert policy.privacy.required
     assert policy.data == str(data.resolve())
     connection = require_connection(home)
     assert connection.address == invited.address
