@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,8 +130,8 @@ def measure_flower(folder: Path, *, size_bytes: int, timeout_s: float = TIMEOUT_
         folder: a new one, for Flower's database and logs; the database is deleted at the end.
         timeout_s: for all of it; what was measured until then is returned with `finished` false.
     Returns:
-        `seconds` from sending until the answer is in the server app's memory; peak memory (VmHWM) and CPU seconds of
-        each process, looked at ten times a second, so that what it does in its last tenth is missing.
+        `seconds` from sending until the answer is in the server app's memory, or all of `timeout_s`; `peak_mb` (VmHWM)
+        and `cpu_s` of each process, looked at ten times a second, so that what it does in its last tenth is missing.
     Raises:
         ChildNotReady, FlowerFailed, FlowerSilent, FlowerMissing: it did not start.
     Guarantees:
@@ -155,9 +155,8 @@ def measure_flower(folder: Path, *, size_bytes: int, timeout_s: float = TIMEOUT_
         database_bytes = sum(path.stat().st_size for path in folder.glob("state.db*"))
         restarts = {name: supervisor.restarts(name) for name in NAMES}
     return {
-        "size_bytes": size_bytes, **_result(told), "timeout_s": timeout_s, "rest_mb": rest_mb,
-        "processes": [asdict(cost) for cost in costs.values()], "cpu_s": sum(cost.cpu_s for cost in costs.values()),
-        "database_bytes": database_bytes, "restarts": restarts,
+        "size_bytes": size_bytes, **_result(told, timeout_s), **_by_name(costs.values()), "timeout_s": timeout_s,
+        "rest_mb": rest_mb, "database_bytes": database_bytes, "restarts": restarts,
     }  # fmt: skip
 
 
@@ -217,11 +216,21 @@ def _write_app(app: Path, *, size_bytes: int, timeout_s: float, told: Path) -> P
     return app
 
 
-def _result(told: Path) -> dict[str, Any]:
+def _result(told: Path, timeout_s: float) -> dict[str, Any]:
     if not told.exists():
-        return {"finished": False, "seconds": None, "got": "nothing in time"}
+        return {"finished": False, "seconds": timeout_s, "got": "nothing in time"}
     found = json.loads(files.read_regular(told, max_bytes=MAX_TOLD_BYTES))
     return {"finished": bool(found["is_same"]), "seconds": found["seconds"], "got": found["got"]}
+
+
+def _by_name(costs: Iterable[_Cost]) -> dict[str, dict[str, float]]:
+    """The highest peak and all the CPU time of a name: a program that was started again is another process."""
+    peaks: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for cost in costs:
+        peaks[cost.name] = max(peaks.get(cost.name, 0.0), cost.peak_mb)
+        seconds[cost.name] = seconds.get(cost.name, 0.0) + cost.cpu_s
+    return {"peak_mb": peaks, "cpu_s": seconds}
 
 
 def _look(supervisor: Supervisor, costs: dict[int, _Cost]) -> None:

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from not_fed.bench.proc import programs
-from not_fed.bench.relay import MIB, RECIPIENTS, bench_relay
+from not_fed.bench.relay import MIB, RECIPIENTS, bench_relay, table
 from not_fed.bench.relay_flower import NAMES, measure_flower
 
 CHUNK = 4 * MIB
+BANK = {
+    "size_bytes", "recipients", "rest_mb", "extra_mb_upload", "extra_mb_downloads", "arrived_before_the_kill",
+    "sent_twice", "gateway_cpu_s",
+}  # fmt: skip
 
 
 def test_a_gateway_that_is_killed_in_an_upload_is_sent_the_rest_only(tmp_path: Path) -> None:
@@ -26,6 +30,8 @@ def test_a_gateway_that_is_killed_in_an_upload_is_sent_the_rest_only(tmp_path: P
     sealed = (tmp_path / "work" / "organ.sealed").read_bytes()
     assert [(tmp_path / "work" / name).read_bytes() == sealed for name in RECIPIENTS] == [True] * 3
     assert set(programs({os.getpid(): "test"})) == {os.getpid()}
+    assert bank.keys() >= BANK
+    assert "3 sites" in table(result)
 
 
 @pytest.mark.deployment
@@ -33,10 +39,10 @@ def test_flower_carries_a_message_there_and_back_and_nothing_runs_on(tmp_path: P
     result = measure_flower(tmp_path / "work", size_bytes=MIB)
     assert result["finished"]
     assert result["got"] == f"{MIB} bytes"
-    assert {one["name"] for one in result["processes"]} >= {
-        *NAMES, "flwr-serverapp of superexec", "flwr-clientapp of site-superexec"
-    }  # fmt: skip
-    assert min(one["peak_mb"] for one in result["processes"]) > 50
+    apps = {"flwr-serverapp of superexec", "flwr-clientapp of site-superexec"}
+    assert set(result["peak_mb"]) == set(result["cpu_s"]) == {*NAMES, *apps}
+    assert min(result["peak_mb"].values()) > 50
+    assert f"{result['seconds']:.0f} s" in table({"bank": dict.fromkeys(BANK, 1), "flower": result})
     assert not list((tmp_path / "work").glob("state.db*"))
     assert set(programs({os.getpid(): "test"})) == {os.getpid()}
 
@@ -45,6 +51,7 @@ def test_flower_carries_a_message_there_and_back_and_nothing_runs_on(tmp_path: P
 def test_a_message_that_is_not_back_in_time_is_told_with_the_numbers_until_then(tmp_path: Path) -> None:
     result = measure_flower(tmp_path / "work", size_bytes=MIB, timeout_s=0.0)
     assert not result["finished"]
-    assert result["seconds"] is None
-    assert {one["name"] for one in result["processes"]} >= set(NAMES)
+    assert result["got"] == "nothing in time"
+    assert set(result["peak_mb"]) >= set(NAMES)
+    assert "not finished" in table({"bank": dict.fromkeys(BANK, 1), "flower": result})
     assert set(programs({os.getpid(): "test"})) == {os.getpid()}
