@@ -23,6 +23,7 @@ from not_fed.home import Home
 from not_fed.progress import Progress, silent
 from not_fed.site.approval import require_approval
 from not_fed.site.hours import within
+from not_fed.site.log_file import note
 from not_fed.site.log_watch import seen_size, watch_log
 from not_fed.site.not_now import OutsideHours, Rehearsing, at_work, room_by_type
 from not_fed.site.parcels import Parcel, check_parcels
@@ -131,9 +132,21 @@ def _answer(task: Task, digest: str, parcels: Sequence[Parcel], known: Mapping[s
     _require_hours(task, policy, now=now)
     require_approval(task, policy=policy, state=state, now=now)
     state.start(task, sha256=digest, now=now)
+    note(home.folder, f"{_named(task)} begins")
     answer, notes = _do(task, parcels, known)
     state.finish(task, answer=_to_stored(answer, home.folder), result=notes, now=datetime.now(UTC))
+    note(home.folder, f"{_named(task)} is answered{_left_out(answer)}")
     return answer
+
+
+def _named(task: Task) -> str:
+    what = "training" if task.kind == "train" else "receiving the result"
+    return f"run {task.run}, round {task.round} of {task.rounds}: {what}"
+
+
+def _left_out(answer: Answer) -> str:
+    """What of others could not be used, and why: their administrators would want to know too."""
+    return f"; left out: {', '.join(answer.left_out)}" if answer.left_out else ""
 
 
 def is_rehearsing() -> bool:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from not_fed.coordinator.bank import Bank
 from not_fed.envelope.open import open_organ
 from not_fed.errors import NotFedError
 from not_fed.home import Home
@@ -156,8 +157,9 @@ def test_a_server_with_a_sites_key_would_see_organs(seen: Seen, tmp_path: Path) 
     now = datetime.now(UTC)
     home = Home(result.prepared.sites["clinic"])
     opened = 0
-    for sealed in sorted((result.prepared.coordinator / "bank").glob("*.sealed")):
-        out = tmp_path / f"{sealed.stem[:8]}.organ"
+    for place in sorted((result.prepared.coordinator / "bank").iterdir()):
+        sealed, out = tmp_path / f"{place.name[:8]}.sealed", tmp_path / f"{place.name[:8]}.organ"
+        Bank.at(result.prepared.coordinator).fetch(place.name, sealed)
         try:
             open_organ(sealed, opener=home.opener(), roster=home.roster(now), out=out, now=now)
         except NotFedError as error:  # its own organ is not sealed to itself

@@ -56,9 +56,10 @@ def organ(sealed: SealedFile) -> str:
 
 
 def test_nothing_but_the_listed_paths_leads_anywhere(gate: Gate, hub: Hub) -> None:
-    """Own. Powers: every path and method, with an enrolled site's headers. Control: the twelve calls get through.
+    """Own. Other paths, other methods and other spellings lead to Flower's Control or Runtime API, or to files.
 
-    Flower's Control API would start a run, that is code, on every site.
+    Powers: every path and method, with an enrolled site's headers; Flower's Control API would start a run, that is
+    code, on every site. Control: the twelve calls get through.
     """
     node = gate.as_node(hub.sites["clinic"])
     with gate.client(headers=node) as client:
@@ -118,7 +119,9 @@ def connected(gate: Gate) -> ssl.SSLSocket:
     ],
 )
 def test_a_body_of_unclear_length_is_not_passed_on(gate: Gate, hub: Hub, head: str) -> None:
-    """Own. Powers: an enrolled site hides a second request in the body of the first. Control: a plain one passes."""
+    """Own. A second request hides in the body of the first, whose length is told twice, wrongly or not at all.
+
+    Powers: an enrolled site hides a second request in the body of the first. Control: a plain one passes."""
     node = "".join(f"{name}: {value}\r\n" for name, value in gate.as_node(hub.sites["clinic"]).items())
     hidden = "0\r\n\r\nPOST /v1/control/start-run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
     before = len(gate.behind.requests)
@@ -134,7 +137,9 @@ def test_a_body_of_unclear_length_is_not_passed_on(gate: Gate, hub: Hub, head: s
 
 
 def test_what_opens_flowers_other_apis_is_not_passed_on(gate: Gate, hub: Hub) -> None:
-    """Own. Powers: headers of its choice. Control: the headers by which Flower knows a node are passed on."""
+    """Own. Headers that mean something to the SuperLink's other APIs come through the gateway.
+
+    Powers: headers of its choice. Control: the headers by which Flower knows a node are passed on."""
     with gate.client(headers=gate.as_node(hub.sites["clinic"])) as client:
         client.post(
             "/v1/fleet/pull-messages",
@@ -152,7 +157,9 @@ def test_what_opens_flowers_other_apis_is_not_passed_on(gate: Gate, hub: Hub) ->
 
 
 def test_an_unknown_and_a_revoked_site_get_nowhere_and_are_named(tmp_path: Path) -> None:
-    """Own. Powers: a connection key of its own; then a key that was admitted until its site was revoked.
+    """Own. A stranger, and a site after its revocation, use the Fleet API and the bank.
+
+    Powers: a connection key of its own; then a key that was admitted until its site was revoked.
 
     Control: before it is revoked the site gets through.
     """
@@ -184,7 +191,9 @@ def test_an_unknown_and_a_revoked_site_get_nowhere_and_are_named(tmp_path: Path)
 
 
 def test_a_visit_opens_a_session_for_its_signer_and_once(gate: Gate, hub: Hub) -> None:
-    """Own. Powers: sends a visit again, signs for another, guesses tokens. Control: an honest visit opens."""
+    """Own. A visit to the bank is replayed, made in another's name, or left out for a guessed token.
+
+    Powers: sends a visit again, signs for another, guesses tokens. Control: an honest visit opens."""
     with gate.client() as client:
         nonce = str(client.post("/v1/bank/visits").json()["nonce"])
         assert gate.token("clinic", nonce=nonce).status_code == 200
@@ -202,7 +211,9 @@ def test_a_visit_opens_a_session_for_its_signer_and_once(gate: Gate, hub: Hub) -
 def test_only_its_sender_leaves_an_organ_and_only_what_its_label_says(
     gate: Gate, hub: Hub, sealed: SealedFile, tmp_path: Path
 ) -> None:
-    """Own. Powers: an active site with a session that saw another's label; chunks, lists and sizes of its choice.
+    """Own. Another's label is used, chunks, lists and sizes are not what was signed.
+
+    Powers: an active site with a session that saw another's label; chunks, lists and sizes of its choice.
 
     Control: the honest upload ends in the bank, and its recipient gets the same bytes.
     """
@@ -239,7 +250,9 @@ def test_only_its_sender_leaves_an_organ_and_only_what_its_label_says(
 
 
 def test_a_list_of_other_chunks_than_the_label_means_ends_with_nothing(gate: Gate, hub: Hub, tmp_path: Path) -> None:
-    """Own. Powers: a site announces its signed label with another file's chunks. Control: the true ones pass."""
+    """Own. A signed label is announced with the chunks of another file.
+
+    Powers: a site announces its signed label with another file's chunks. Control: the true ones pass."""
     true = seal_bytes(hub, tmp_path / "true", sender="clinic", size_bytes=MIB)
     false = seal_bytes(hub, tmp_path / "false", sender="clinic", size_bytes=MIB)
     assert true.size_bytes == false.size_bytes
@@ -257,7 +270,9 @@ def test_a_list_of_other_chunks_than_the_label_means_ends_with_nothing(gate: Gat
 
 
 def test_only_recipients_fetch_an_organ(gate: Gate, sealed: SealedFile, tmp_path: Path) -> None:
-    """Own. Powers: an active site with a session that knows the digest. Control: the recipient gets it."""
+    """Own. A sealed organ is fetched by a member to whom it was not sealed, or under a path for a digest.
+
+    Powers: an active site with a session that knows the digest. Control: the recipient gets it."""
     with gate.bank("clinic") as bank:
         bank.upload(sealed.path, label=sealed.label)
     with gate.client() as client:
@@ -271,7 +286,9 @@ def test_only_recipients_fetch_an_organ(gate: Gate, sealed: SealedFile, tmp_path
 
 
 def test_the_bank_takes_only_what_the_open_round_awaits(gate: Gate, hub: Hub, tmp_path: Path) -> None:
-    """Own. Powers: an active site that wants to fill the coordinator's disk. Control: the awaited organ is taken."""
+    """Own. The coordinator's disk is filled with organs that nobody awaits.
+
+    Powers: an active site that wants to fill the coordinator's disk. Control: the awaited organ is taken."""
     for name, more in (("later", {"round_number": 2}), ("never", {"round_number": 99})):
         sealed = seal_bytes(hub, tmp_path / name, sender="lab", size_bytes=MIB, **more)  # type: ignore[arg-type]
         with gate.client(headers=gate.bearer("lab")) as client:
@@ -285,7 +302,9 @@ def test_the_bank_takes_only_what_the_open_round_awaits(gate: Gate, hub: Hub, tm
 
 
 def test_whoever_is_silent_in_mid_body_is_cut_off_and_takes_no_place(tmp_path: Path) -> None:
-    """Own. Powers: a site that takes every place for a chunk and sends nothing. Control: then others work."""
+    """Own. Every place for a chunk is taken by an upload that stalls.
+
+    Powers: a site that takes every place for a chunk and sends nothing. Control: then others work."""
     hub = Hub.make(tmp_path, sites=SITES)
     toml = hub.home / "coordinator.toml"
     own = "[gateway]\nconcurrent_chunks = 2\nslow_client_s = 1.0\n"
@@ -312,7 +331,9 @@ def test_whoever_is_silent_in_mid_body_is_cut_off_and_takes_no_place(tmp_path: P
 
 
 def test_a_certificate_of_another_authority_ends_the_connection(gate: Gate, tmp_path: Path) -> None:
-    """Own. Powers: a machine in the middle, a certificate for the same name. Control: the coordinator's own opens."""
+    """Own. A machine in the middle answers for the coordinator.
+
+    Powers: a machine in the middle, a certificate for the same name. Control: the coordinator's own opens."""
     between, witness = loopback_tls(tmp_path / "between"), Behind()
     with gate.bank("clinic") as bank:
         bank.fetch_roster(tmp_path)

@@ -180,7 +180,7 @@ def task_seeds() -> list[bytes]:
 def greeting_seeds() -> list[bytes]:
     said = {
         "v": 1, "federation": "lowlands", "site": "clinic", "coordinator": "hub", "nonce": "ab" * 16, "log_size": 7,
-        "issued": "2026-11-25T07:00:00Z",
+        "not_fed": "0.1.0", "protocol": 1, "issued": "2026-11-25T07:00:00Z",
     }  # fmt: skip
     return [canonical.dumps(said)]
 

@@ -43,6 +43,31 @@ def kill_when(worker: subprocess.Popen[bytes], ready: Callable[[], bool], *, the
     return worker.wait() == -signal.SIGKILL
 
 
+FULL = (
+    """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, resource.RLIM_INFINITY))
+"""
+    + WORKER
+)
+
+
+def test_a_site_whose_disk_fills_up_says_so_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    """The kernel lets its process write no file beyond 16 KB, as a full disk or a quota would."""
+    prepared = tiny_prepared(tmp_path)
+    order = tmp_path / "order"
+    order.write_bytes(signed(prepared, a_task(prepared)))
+    command = [sys.executable, "-c", FULL, str(prepared.sites["clinic"]), str(order)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "DiskFull" in done.stderr, done.stderr
+    assert (
+        not list((prepared.sites["clinic"] / "outbox").glob("*"))
+        if (prepared.sites["clinic"] / "outbox").exists()
+        else True
+    )
+    assert refusal(ask(prepared, "clinic", order.read_bytes())) is None
+
+
 @pytest.mark.parametrize("private", [True, False])
 def test_a_site_killed_in_training_goes_on_and_is_charged_once(private: bool, tmp_path: Path) -> None:
     options = {"epsilon": 8.0} if private else {}

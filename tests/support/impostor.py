@@ -1,4 +1,4 @@
-"""Somebody on the way who answers in the coordinator's place, with a certificate of another authority or one that is over."""
+"""Somebody on the way who answers for the coordinator: a certificate of another authority, or one that is over."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import pytest
 from not_fed.keys import Secret
 from not_fed.keys.hsm import Token
 from not_fed.keys.token_uri import TokenUri
-from tools.softhsm import MODULES, is_here
+from tools.debian import SOFTHSM_MODULES, has_softhsm
 
 PIN = "canary-pin-4711"
 
@@ -51,11 +51,11 @@ class SoftToken:
 @contextmanager
 def soft_token(folder: Path) -> Iterator[SoftToken]:
     """A fresh one; this process forgets any other until the block ends. Fails the test where SoftHSM is missing."""
-    if not is_here():
+    if not has_softhsm():
         pytest.fail("SoftHSM 2 is missing: make softhsm installs it or says how", pytrace=False)
     import pkcs11
 
-    module = next(Path(path) for path in MODULES if Path(path).is_file())
+    module = next(Path("/") / path for path in SOFTHSM_MODULES if (Path("/") / path).is_file())
     made = SoftToken(folder, module.resolve())
     (folder / "tokens").mkdir()
     (folder / "softhsm2.conf").write_text(f"directories.tokendir = {folder / 'tokens'}\nlog.level = ERROR\n")
