@@ -13,6 +13,7 @@ from not_fed.envelope.claims import DpClaim
 from not_fed.envelope.open import passport_path
 from not_fed.envelope.passport import Passport, issue_passport, new_passport
 from not_fed.envelope.seal import Sealed, seal_organ
+from not_fed.errors import BudgetError
 from not_fed.organ import train as training
 from not_fed.organ.claims import plan_of
 from not_fed.organ.data import Records, read_data
@@ -23,6 +24,12 @@ from not_fed.site.job import Job
 from not_fed.site.policy import PUBLIC_CONSTANTS, PrivacyPolicy
 from not_fed.site.prefix_cache import PREFIX_FOLDER, PrefixCache, forget_prefixes
 from not_fed.site.state import KeptOrgan, MadeOrgan
+
+
+class OwnOrganGone(BudgetError):
+    """A round that was answered is asked for again, and its organ is not here any more: no second one is made."""
+
+    code = "own-organ-gone"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,15 +107,27 @@ def _whole(job: Job, start: Path | None, out: Path) -> Made | None:
 
     An answer that was given under an older roster is given again with the very same organ, whatever else is offered to
     start from: another one would tell more about the records.
+
+    Raises:
+        OwnOrganGone: the round was answered, and its organ is not there any more as it was.
+    Proved by:
+        tests/attacks/test_site_asked_again.py::test_other_organs_to_start_from_make_no_other_organ_of_a_round,
+        tests/attacks/test_site_asked_again.py::test_an_answered_round_whose_organ_is_lost_is_not_trained_again,
+        tests/journeys/test_revoked_in_a_round.py::test_after_a_revocation_kept_organs_are_sealed_again
     """
-    known = job.state.made(job.task.run, job.task.round)
-    if known is None or not out.is_file():
+    task, me = job.task, job.policy.name
+    known = job.state.made(task.run, task.round)
+    answered = any((one.round, one.sender) == (task.round, me) for one in job.state.organs(task.run))
+    organ = read_organ(out) if known is not None and out.is_file() else None
+    if known is None or organ is None or organ.sha256 != known.organ_sha256:
+        if answered:
+            raise OwnOrganGone(
+                where=f"organs/{task.run}/{out.name}", expected="the organ that was sent for this round",
+                got="none" if organ is None else f"another, {organ.sha256[:12]}",
+                hint="nothing was trained or sent; put the file back, or let the others go on without this site",
+            )  # fmt: skip
         return None
-    organ = read_organ(out)
-    answered = any(
-        (one.round, one.sender) == (job.task.round, job.policy.name) for one in job.state.organs(job.task.run)
-    )
-    if organ.sha256 != known.organ_sha256 or not (answered or known.start == _digest_of(start)):
+    if not answered and known.start != _digest_of(start):
         return None
     return Made(organ=organ, numbers=known.numbers, notes=known.notes)
 

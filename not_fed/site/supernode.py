@@ -1,7 +1,7 @@
 """Flower's SuperNode in a process that ends when its work has ended, so that whoever supervises it sees that.
 
-Flower's own command (1.42.0) stays: an error that it does not try again (a connection torn within a TLS handshake, a 500
-of a SuperLink whose database is locked) ends its loop or its heartbeats, while the thread of its runtime interface
+Flower's own command (1.42.0) stays: an error that it does not try again (a connection torn within a TLS handshake, a
+500 of a SuperLink whose database is locked) ends its loop or its heartbeats, while the thread of its runtime interface
 keeps the process alive. Such a SuperNode takes no task and sends no answer any more.
 """
 

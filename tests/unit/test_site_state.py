@@ -118,6 +118,31 @@ def test_a_round_is_answered_once_whatever_the_tasks_id(tmp_path: Path) -> None:
         start(state, task(3))
 
 
+def test_an_answered_round_is_asked_for_again_under_a_newer_roster_only(tmp_path: Path) -> None:
+    state = SiteState(tmp_path)
+    finish(state, task(1, roster_version=4))
+    for version in (3, 4):
+        with pytest.raises(RoundTaken):
+            start(state, task(2, roster_version=version))
+    with pytest.raises(RunChanged):
+        start(state, task(3, roster_version=5, sites=("clinic", "ward", "lab"), recipients=("clinic", "ward", "lab")))
+    finish(state, task(4, roster_version=5))
+    for version in (4, 5):
+        with pytest.raises(RoundTaken):
+            start(state, task(5, roster_version=version))
+    with pytest.raises(RoundTaken):
+        state.finish(task(1, roster_version=4), answer={}, result={}, now=clock())
+    assert [one.round for one in SiteState(tmp_path).tasks()] == [1]
+
+
+def test_a_run_that_ended_here_stays_ended_under_a_newer_roster(tmp_path: Path) -> None:
+    state = SiteState(tmp_path)
+    finish(state, task(1))
+    finish(state, last_task(2))
+    with pytest.raises(RunEnded):
+        start(state, task(3, roster_version=2))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
