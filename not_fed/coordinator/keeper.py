@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ HEALTHY_AFTER_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 STOPPED_PAUSE_S, LONGEST_STOPPED_PAUSE_S = 30.0, 600.0
 LOOK_S = 3.0  # how often a run that works is looked after
+FIRST_REGISTERED, MORE_REGISTERED = 8, 4  # each costs a `flwr` command: the run does not wait for the hundredth site
 ASK_FLOWER_S = 10.0  # a `flwr` command costs a second of CPU time
 
 
@@ -98,10 +100,14 @@ class Keeper:
         except NotFedError as error:
             self.trouble(error.code, f"{error.title().removesuffix('.')}: {error}; {error.hint}")
             self._not_before = self._clock() + FIRST_PAUSE_S
+        except OSError as error:  # no room, no descriptor, no process: tomorrow there may be one
+            self.trouble("machine-refused", f"this machine refused: {error.strerror}")
+            self._not_before = self._clock() + FIRST_PAUSE_S
 
     def trouble(self, code: str, text: str, *, site: str | None = None) -> None:
-        """Tell a problem once, and note it each time."""
-        self.state.problem(code, text, site=site)
+        """Tell a problem once, and note it each time; a disk that takes no note keeps nobody from hearing of it."""
+        with suppress(NotFedError):
+            self.state.problem(code, text, site=site)
         self._tell(f"problem {code} {site}", f"{f'{site}: ' if site else ''}{text}")
 
     def _step(self) -> None:
@@ -116,7 +122,7 @@ class Keeper:
             self._tell("run", f"run {plan.run} is complete; for another one, change {plan.run} in federation.toml")
             return
         roster = self._home.roster(_now())
-        self._register(roster)
+        self._register(roster, most=FIRST_REGISTERED)
         if self._clock() >= self._not_before and not self._is_starting(plan):
             self._start(plan, roster)
 
@@ -125,9 +131,9 @@ class Keeper:
             self._working, self._working_since = True, self._clock()
             self.stopped = None
             self._tell("run", f"run {plan.run}: the server app works")
-        if self._clock() >= self._ask_after:  # a site that enrols during a run
+        if self._clock() >= self._ask_after:  # a site that enrols during a run, or waits its turn
             self._ask_after = self._clock() + LOOK_S
-            self._register(self._home.roster(_now()))
+            self._register(self._home.roster(_now()), most=MORE_REGISTERED)
 
     def _has_ended(self, plan: FederationPlan) -> None:
         """The lock is free: the run is over, has stopped for lack of sites, or its server app died."""
@@ -186,8 +192,8 @@ class Keeper:
         reasons = {site: self._nodes.why_not(site, roster, _now()) for site in plan.sites}
         return {site: why for site, why in reasons.items() if why is not None}
 
-    def _register(self, roster: TrustedRoster) -> None:
-        """Make every admitted site's key known to Flower; once each, and again after Flower lost its database."""
+    def _register(self, roster: TrustedRoster, *, most: int) -> None:
+        """Make admitted sites' keys known to Flower, some at a time; again after Flower lost its database."""
         wanted = {
             one.key_id: (site, one.enrolment.node_key)
             for site, one in self._nodes.enrolled().items()
@@ -195,9 +201,9 @@ class Keeper:
         }
         if self._registered is None or not set(wanted) <= self._registered:
             self._registered = self._flower.registered()
-        for key_id, (site, node_key) in wanted.items():
-            if key_id in self._registered:
-                continue
+        unknown = [key_id for key_id in wanted if key_id not in self._registered]
+        for key_id in unknown[:most]:
+            site, node_key = wanted[key_id]
             self._flower.register(site, node_key)
             self._registered.add(key_id)
             self._tell(f"node {site}", f"{site} may connect")

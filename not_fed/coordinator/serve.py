@@ -56,10 +56,10 @@ class AddressTaken(InputError):
     code = "address-taken"
 
 
-class GatewayDown(PeerError):
-    """The gateway has ended by itself."""
+class PartDown(PeerError):
+    """A part of serve has ended by itself."""
 
-    code = "gateway-down"
+    code = "serve-part-down"
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Served:
         self._supervisor = Supervisor(self._commands.children(), say=say, on_exit=self._has_died)
         self._wish, self._ending = _Wish(), threading.Event()
         self._facts: dict[str, object] = {}
-        self._certificate_at = 0.0
+        self._certificate_at, self._fingerprint = 0.0, certificate.facts.fingerprint
 
     def run(self, plan: FederationPlan, roster: TrustedRoster, *, until_complete: bool) -> None:
         """All of `serve` once the home is this process's alone."""
@@ -127,8 +127,8 @@ class Served:
                 self._supervisor.poll()
                 self._look_after_certificate()
                 self._write_facts()
-                if not gateway.is_alive():
-                    raise _gateway_down()
+                if not gateway.is_alive() or not keeper.is_alive():
+                    raise _down("gateway" if keeper.is_alive() else "keeper")
                 time.sleep(POLL_S)
             if self.keeper.stopped is not None and until_complete and not self._wish.stop:
                 raise self.keeper.stopped
@@ -162,7 +162,8 @@ class Served:
 
     def _has_died(self, name: str, code: int) -> None:
         """A supervised process ended by itself; the supervisor starts it again."""
-        self.state.problem(f"{name}-died", f"{name} ended with code {code}; it was started again")
+        with suppress(NotFedError):  # the supervisor has told it; a disk that takes no note ends nobody's service
+            self.state.problem(f"{name}-died", f"{name} ended with code {code}; it was started again")
         if name == SUPERLINK:
             self.keeper.forget_registrations()
 
@@ -188,7 +189,7 @@ class Served:
         deadline = time.monotonic() + GATEWAY_START_S
         while not server.started:
             if not thread.is_alive() or time.monotonic() > deadline:
-                raise _gateway_down()
+                raise _down("gateway")
             time.sleep(POLL_S / 4)
         return thread
 
@@ -198,6 +199,7 @@ class Served:
         self._certificate_at = time.monotonic() + CERTIFICATE_S
         try:
             if self._certificate.refresh(datetime.now(UTC)):
+                self._fingerprint = self._certificate.facts.fingerprint
                 self._say(f"the certificate was replaced: {_certificate_line(self._certificate)}")
         except NotFedError as error:
             self.keeper.trouble(error.code, f"{error}; {error.hint}")
@@ -239,11 +241,14 @@ class Served:
             "schema": SCHEMA, "pid": os.getpid(), "address": self._deployment.address,
             "listen": list(self._listener.getsockname()[:2]), "superlink": self._commands.port,
             "pids": self._supervisor.pids(), "flower_run": self.keeper.flower_run,
-            "certificate": self._certificate.facts.fingerprint if not self._facts else self._facts["certificate"],
+            "certificate": self._fingerprint,
         }  # fmt: skip
         if facts != self._facts:
-            self._facts = facts
-            files.write_atomic(self._home / FLOWER / FACTS_FILE, json.dumps(facts).encode() + b"\n", overwrite=True)
+            with suppress(NotFedError, OSError):  # a full disk: the next change is written again
+                self._facts = facts
+                files.write_atomic(
+                    self._home / FLOWER / FACTS_FILE, json.dumps(facts).encode() + b"\n", overwrite=True
+                )  # fmt: skip
 
 
 class _Seen:
@@ -255,14 +260,17 @@ class _Seen:
     def __call__(self, site: str) -> None:
         if time.monotonic() - self._last.get(site, -SEEN_S) >= SEEN_S:
             self._last[site] = time.monotonic()
-            self._state.saw_site(site, at=datetime.now(UTC))
+            with suppress(NotFedError):  # a full disk or a locked database: the site is served all the same
+                self._state.saw_site(site, at=datetime.now(UTC))
 
 
 def _listen(deployment: Deployment) -> socket.socket:
     host, port = split_address(deployment.listen)
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio sets it only where `proto` is given
+        return listener
     except OSError as error:
         raise AddressTaken(
             where=f"coordinator.toml, field listen, {deployment.listen}", expected="a free address of this machine",
@@ -273,24 +281,30 @@ def _listen(deployment: Deployment) -> socket.socket:
 class _Said(logging.Handler):
     """What the gateway logs, such as who was refused, told to the administrator."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        super().__init__(logging.INFO)
+    def __init__(self, say: Callable[[str], None], *, level: int) -> None:
+        super().__init__(level)
         self._say = say
 
     def emit(self, record: logging.LogRecord) -> None:
         """Part of Handler."""
-        self._say(record.getMessage())
+        if str(record.msg).startswith("Cancel "):  # uvicorn at its end: a SuperNode's open connection is no news
+            return
+        kind = record.exc_info[0] if record.exc_info else None
+        self._say(record.getMessage() + (f" ({kind.__name__})" if kind else ""))
 
 
 @contextmanager
 def _logged(say: Callable[[str], None]) -> Iterator[None]:
-    """For the block, `say` hears what this coordinator's modules log."""
-    handler, logger = _Said(say), logging.getLogger("not_fed.coordinator")
-    logger.addHandler(handler)
+    """For the block, `say` hears what this coordinator's modules log, and what ails the server under the gateway."""
+    heard = {"not_fed.coordinator": logging.INFO, "uvicorn.error": logging.ERROR}
+    handlers = {logging.getLogger(name): _Said(say, level=level) for name, level in heard.items()}
+    for logger, handler in handlers.items():
+        logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for logger, handler in handlers.items():
+            logger.removeHandler(handler)
 
 
 @contextmanager
@@ -313,7 +327,7 @@ def _certificate_line(certificate: GatewayCertificate) -> str:
     return f"certificate for {', '.join(facts.hosts)} until {format_time(facts.not_after)}, {facts.fingerprint}"
 
 
-def _gateway_down() -> GatewayDown:
-    return GatewayDown(
-        where="gateway", expected="it to listen", got="its end", hint="the lines above say why; start serve again"
+def _down(what: str) -> PartDown:
+    return PartDown(
+        where=what, expected="it to go on", got="its end", hint="the lines above say why; start serve again"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -10,11 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from not_fed.coordinator.keeper import ASK_FLOWER_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, START_PATIENCE_S, Keeper, Pause
+from not_fed.coordinator.keeper import (
+    ASK_FLOWER_S,
+    FIRST_PAUSE_S,
+    FIRST_REGISTERED,
+    LONGEST_PAUSE_S,
+    MORE_REGISTERED,
+    START_PATIENCE_S,
+    Keeper,
+    Pause,
+)
 from not_fed.coordinator.nodes import Nodes
 from not_fed.coordinator.state import CoordinatorState, Step, run_lock
 from not_fed.errors import PeerError
 from not_fed.keys.node_key import node_key_id
+from not_fed.store import StoreDamaged
 from not_fed.trust.roster import add_member, revoke_member
 from tests.support.coordinators import Hub
 
@@ -245,3 +256,36 @@ def test_the_clock_of_a_test_is_no_clock_of_the_state(watched: Watched) -> None:
     noted = watched.state.problems(1)[0]
     assert (noted.code, noted.site, noted.text) == ("disk-full", "ward", "no room")
     assert abs((datetime.now(UTC) - noted.last).total_seconds()) < 3600
+
+
+def test_a_disk_that_takes_no_note_and_a_machine_that_refuses_end_no_keeper(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two errors are made here: a disk cannot be filled in a test of milliseconds."""
+
+    def full() -> set[str]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def damaged(*_: object, **__: object) -> None:
+        raise StoreDamaged(where="state.db", expected="room", got="none", hint="free some space")
+
+    with monkeypatch.context() as while_full:
+        while_full.setattr(watched.flower, "registered", full)
+        while_full.setattr(watched.keeper.state, "problem", damaged)
+        watched.step()
+        watched.step(after_s=2)
+    assert watched.heard("No space left on device")
+    watched.step(after_s=2)
+    assert watched.flower.runs == {1: None}
+
+
+def test_a_run_does_not_wait_until_the_last_of_many_sites_is_registered(tmp_path: Path) -> None:
+    many = FIRST_REGISTERED + MORE_REGISTERED + 1
+    watched = Watched(Hub.make(tmp_path, sites=[f"site-{number}" for number in range(many)]))
+    watched.step()
+    assert (len(watched.flower.keys), watched.flower.runs) == (FIRST_REGISTERED, {1: None})
+    with run_lock(watched.home):
+        watched.state.start_run(RUN, plan_sha256="ab" * 32)
+        for _ in range(2):
+            watched.step(after_s=ASK_FLOWER_S)
+    assert len(watched.flower.keys) == many
