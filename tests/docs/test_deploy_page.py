@@ -18,7 +18,7 @@ pytestmark = pytest.mark.deployment
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "deploy.md").read_text()
 ADDRESS = "hub.example.org:8443"
-PATIENCE_S = 240.0
+PATIENCE_S = 600.0
 
 
 @pytest.fixture
