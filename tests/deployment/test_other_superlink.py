@@ -1,6 +1,6 @@
 """Two sites join a SuperLink that somebody else runs: no gateway, no bank, and a server app by `flwr run`.
 
-It is a plain `flower-superlink` with TLS and node authentication, and a plain `flower-superexec`, as Flower's own manual
+It is a plain `flower-superlink` with TLS and node authentication and a plain `flower-superexec`, as Flower's manual
 starts them; whoever runs it has installed not-fed for the server app, and knows nothing else of it.
 """
 
@@ -91,7 +91,7 @@ def test_two_sites_train_together_through_a_superlink_that_somebody_else_runs(
     theirs = Theirs(deployed.folder / "theirs")
     theirs.start(deployed)
     for site, home in deployed.prepared.sites.items():
-        create_node_key(home / "node.key")
+        (home / "node.pub").write_text(create_node_key(home / "node.key") + "\n")
         theirs.register(site, home)
         (home / "connection.toml").write_text(CONNECTION.format(port=theirs.port))
         shutil.copy(theirs.tls.ca, home / "coordinator.crt")
