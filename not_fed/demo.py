@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from not_fed import __version__, files
 from not_fed.bench.harness import cpu_name
@@ -46,10 +46,17 @@ from not_fed.simulation import (
     summarise,
 )
 from not_fed.simulation.federation import HPO
+from not_fed.simulation.running import Engine
 from not_fed.site.state import SiteState
 
 MARKER = ".not-fed-demo"
 LIBRARIES = ("torch", "flwr", "transformers")
+RAN_AS: dict[Engine, str] = {
+    "inline": "In one process, through Flower's own serialisation; every byte that the server received was searched.",
+    "ray": "On Flower's simulation engine; what the server stored was searched.",
+    "processes": "As a deployment on this machine: gateway with TLS, Flower's SuperLink, a SuperNode at each site, all "
+    "processes of their own, stopped afterwards; what the coordinator stored was searched, Flower's database too.",
+}
 
 
 @dataclass
@@ -75,7 +82,7 @@ class Watch:
 
 
 def run_demo(
-    *, out: Path, quick: bool = False, engine: Literal["inline", "ray"] = "inline", progress: Progress = silent,
+    *, out: Path, quick: bool = False, engine: Engine = "inline", progress: Progress = silent,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Run the demo and write `out/result.json`, `out/report.html` and a transplanted model for each run.
@@ -117,6 +124,7 @@ def run_demo(
     with watch.lap("perplexity"):
         perplexity = evaluate(results, progress=progress)
     object_ = summarise(results, perplexity, seconds=round(watch.total, 1))
+    object_ |= {"ran_as": RAN_AS[engine]}
     object_ |= _details(
         federation, results, checks=checks, refused=refused, watch=watch, command=_command(quick=quick, engine=engine)
     )
@@ -296,4 +304,5 @@ def _merged(checks: Sequence[PlaintextCheck]) -> dict[str, Any]:
 
 
 def _command(*, quick: bool, engine: str) -> str:
-    return "not-fed demo" + (" --quick" if quick else "") + (f" --engine {engine}" if engine != "inline" else "")
+    chosen = {"inline": "", "processes": " --processes"}.get(engine, f" --engine {engine}")
+    return "not-fed demo" + (" --quick" if quick else "") + chosen

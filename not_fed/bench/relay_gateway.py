@@ -19,6 +19,7 @@ def main(home: Path, told: Path) -> None:
         seen=lambda _: None,
     )  # fmt: skip
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as `serve` has it
         told.write_text(str(listener.getsockname()[1]))
         config = uvicorn.Config(
             app, log_config=None, access_log=False, ws="none", ssl_certfile=str(home / "tls" / "gateway.crt"),

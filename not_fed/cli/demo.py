@@ -26,8 +26,11 @@ def demo_command(
         Path, typer.Option("--out", help="Where the result goes; an earlier demo there is replaced.")
     ] = Path("demo"),
     engine: Annotated[
-        EngineName, typer.Option("--engine", help="In this process, or Flower's own engine on Ray.")
+        EngineName, typer.Option("--engine", help="In this process, on Flower's own engine, or as a deployment.")
     ] = EngineName.INLINE,
+    processes: Annotated[
+        bool, typer.Option("--processes", help="As a real deployment: gateway, SuperLink, three SuperNodes, TLS.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Three hospitals train, sign, seal, relay, verify, average and transplant on this machine; then a report."""
@@ -35,7 +38,9 @@ def demo_command(
     from not_fed.report import terminal_summary
 
     with shown() as progress:
-        result = run_demo(out=out, quick=quick, engine=engine.value, progress=progress, say=say)
+        result = run_demo(
+            out=out, quick=quick, engine="processes" if processes else engine.value, progress=progress, say=say
+        )
     if as_json:
         show(result, as_json=True)
     else:

@@ -23,6 +23,7 @@ class EngineName(StrEnum):
 
     INLINE = "inline"
     RAY = "ray"
+    PROCESSES = "processes"
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +37,10 @@ def simulate_command(
         Path | None, typer.Option("--out", help="New folder for homes, organs and result.json. [default: NAME-out]")
     ] = None,
     engine: Annotated[
-        EngineName, typer.Option("--engine", help="inline: in this process. ray: Flower's simulation engine.")
+        EngineName,
+        typer.Option(
+            "--engine", help="inline: in this process. ray: Flower's simulation engine. processes: a deployment."
+        ),
     ] = EngineName.INLINE,
     as_json: AsJson = False,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from not_fed.coordinator.bank import Bank
+from not_fed.coordinator.bank import ABANDONED_AFTER, Bank
 from not_fed.coordinator.deployment import BankTable, load_deployment
 from not_fed.coordinator.plan import load_plan
 from not_fed.coordinator.state import CoordinatorState
@@ -23,7 +23,8 @@ def collect_garbage(home: Path, *, now: datetime) -> list[str]:
     deployment = load_deployment(home)
     table = BankTable() if deployment is None else deployment.bank
     wanted = wanted_organs(home)
-    return Bank.at(home).collect(now=now, keep=timedelta(days=table.keep_days), wanted=wanted)
+    keep = max(timedelta(days=table.keep_days), ABANDONED_AFTER)  # what has just come may not be counted yet
+    return Bank.at(home).collect(now=now, keep=keep, wanted=wanted)
 
 
 def wanted_organs(home: Path) -> frozenset[str]:

@@ -249,6 +249,7 @@ def _again(result: Federated) -> Section:
         ("transformers", machine.transformers), ("flwr", machine.flwr), ("processor", machine.cpu),
         ("cores", str(machine.cores or "")), ("federation", result.federation), ("base model", result.base.name),
         ("its digest", result.base.sha256),
+        ("ran", result.ran_as),
         ("mean of", words.listed(result.specialities) if MEAN in result.domains else ""),
     ]  # fmt: skip
     parts = {"command": command, "facts": [(name, value) for name, value in facts if value], "sources": result.sources,

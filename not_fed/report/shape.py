@@ -269,6 +269,7 @@ class Federated(Part):
     refused: list[Refusal] = []
     timeline: list[Lap] = []
     command: str = ""
+    ran_as: str = ""
     sources: list[str] = []
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ from not_fed.site.state import SiteState
 from not_fed.trust.log_entries import entry
 from not_fed.trust.log_folder import LogFolder
 
-Engine = Literal["inline", "ray"]
+Engine = Literal["inline", "ray", "processes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,17 +117,22 @@ def run(
 
     Args:
         engine: `inline` calls the apps in this process through Flower's serialisation; `ray` is Flower's simulation
-            engine, in processes of its own, which are stopped afterwards.
+            engine, in processes of its own; `processes` is a deployment as `coordinator serve` and `site join` run it.
+            Both are stopped afterwards.
         tap: told about every message's bytes; inline only.
         drop: messages that are lost; inline only.
     Raises:
-        NotFedError: the coordinator could not go on. With `ray`, EngineFailed.
+        NotFedError: the coordinator could not go on. With `ray`, EngineFailed; with `processes`, ProcessesFailed.
     """
     started = time.monotonic()
     if engine == "ray":
         from not_fed.simulation.ray_engine import run_with_ray
 
         run_with_ray(prepared, progress=progress)
+    elif engine == "processes":
+        from not_fed.simulation.processes import run_with_processes
+
+        run_with_processes(prepared, progress=progress)
     else:
         logging.getLogger("not_fed").addHandler(logging.NullHandler())  # the caller decides what to show
         homes = [{"home": str(home)} for home in prepared.sites.values()]

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,10 +26,13 @@ from not_fed.keys import Signer
 from not_fed.progress import Progress, silent
 from not_fed.site.connection import Connection
 from not_fed.site.not_now import DiskFull
-from not_fed.transfer.chunks import ChunkList, list_chunks
+from not_fed.transfer.chunks import MAX_CHUNK_BYTES, USUAL_CHUNK_BYTES, ChunkList, list_chunks
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = USUAL_CHUNK_BYTES
+MAX_ANSWER_BYTES = MAX_CHUNK_BYTES + (1 << 20)  # the largest that a bank has a reason for
+TRIES_WITHOUT_GAIN = 5
 TIMEOUT = httpx.Timeout(60.0, connect=15.0)
+_NONCE, _TOKEN = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9A-Za-z_-]{1,128}")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 PATIENCE_S = 300.0  # without any progress
 MAX_ROSTER_FILES = 2000
@@ -75,7 +79,8 @@ class BankClient:
         self._token: str | None = None
         self.bytes_sent = self.bytes_fetched = 0
         self._address = connection.address
-        self._client = httpx.Client(base_url=connection.url, verify=connection.tls(), timeout=TIMEOUT)
+        self._client = httpx.Client(base_url=connection.url, verify=connection.tls(), timeout=TIMEOUT,
+                                    headers={"Accept-Encoding": "identity"})  # fmt: skip
 
     def __enter__(self) -> Self:
         return self
@@ -99,12 +104,15 @@ class BankClient:
         organ = f"/v1/bank/organs/{listed.sha256}"
         chunks = json.loads(listed.to_bytes())
         announced = json.dumps({"label": b64encode(label).decode(), "chunks": chunks}).encode()
+        gain, tries = -1, 0
         with self._lasting() as patience, files.open_regular(sealed) as file:
             while True:
-                told = self._call("PUT", organ, patience, body=announced).json()
-                if told["done"]:
+                have = _have(self._call("PUT", organ, patience, body=announced))
+                if have is None:
                     return
-                have = set(told["have"])
+                gain, tries = (len(have), 0) if len(have) > gain else (gain, tries + 1)
+                if tries >= TRIES_WITHOUT_GAIN:
+                    raise _refused("that what was sent has arrived", "the same chunks wanted again and again")
                 try:
                     for index in range(len(listed.chunks)):
                         progress("sealed organ to the bank", done=index, total=len(listed.chunks))
@@ -157,8 +165,7 @@ class BankClient:
                 files.write_atomic(out / name, data, mode=0o644)
 
     def _roster_names(self, patience: _Patience) -> list[str]:
-        listed: Any = self._call("GET", "/v1/roster", patience, session=False).json()
-        names = listed.get("files") if isinstance(listed, dict) else None
+        names = _told(self._call("GET", "/v1/roster", patience, session=False)).get("files")
         if not isinstance(names, list) or len(names) > MAX_ROSTER_FILES:
             raise _refused("a list of roster files", "something else")
         for name in names:
@@ -194,7 +201,7 @@ class BankClient:
         while True:
             try:
                 headers = {"Authorization": f"Bearer {self._session()}"} if session else {}
-                response = self._client.request(method, path, content=body, headers=headers)
+                response = self._request(method, path, content=body, headers=headers)
             except httpx.TransportError as error:
                 patience.wait(because=_network(error))
                 continue
@@ -206,22 +213,46 @@ class BankClient:
     def _session(self) -> str:
         """The token of the visit under way, or of a new one."""
         if self._token is None:
-            nonce = self._client.post("/v1/bank/visits", content=b"")
+            nonce = self._request("POST", "/v1/bank/visits", content=b"")
             if not nonce.is_success:
                 raise httpx.RemoteProtocolError("no nonce")
-            said = str(nonce.json()["nonce"])
+            said = str(_told(nonce).get("nonce"))
+            if not _NONCE.fullmatch(said):
+                raise _refused("a nonce", "something else")
             visit = Visit(
                 v=1, federation=self._federation, member=self._name, coordinator=self._coordinator, nonce=said,
                 issued=datetime.now(UTC).replace(microsecond=0),
             )  # fmt: skip
             signer = self._signer() if callable(self._signer) else self._signer
-            opened = self._client.post(f"/v1/bank/visits/{said}", content=sign_visit(visit, signer=signer))
+            opened = self._request("POST", f"/v1/bank/visits/{said}", content=sign_visit(visit, signer=signer))
             if opened.status_code in PASSING:
                 raise httpx.RemoteProtocolError("no session")
             if not opened.is_success:
                 raise _refused("a session", _code(opened))
-            self._token = str(opened.json()["token"])
+            token = str(_told(opened).get("token"))
+            if not _TOKEN.fullmatch(token):
+                raise _refused("a session", "something else")
+            self._token = token
         return self._token
+
+    def _request(
+        self, method: str, path: str, *, content: bytes | None, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
+        """One request; its answer is read as it stands on the line, and no longer than a bank has a reason for.
+
+        Raises:
+            httpx.TransportError; BankRefused: compressed, or too long.
+        Proved by: tests/attacks/test_gateway.py::test_a_coordinator_cannot_fill_a_sites_memory
+        """
+        with self._client.stream(method, path, content=content, headers=headers) as response:
+            body = bytearray()
+            if "content-encoding" in response.headers:
+                raise _refused("an answer as it is", "a compressed one")
+            for piece in response.iter_raw():
+                body += piece
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise _refused(f"at most {MAX_ANSWER_BYTES:,} bytes", "more")
+        return httpx.Response(response.status_code, content=bytes(body), request=response.request)
 
     def _refusal(self, response: httpx.Response, patience: _Patience) -> None:
         """Wait and return where it may pass; raise where it does not."""
@@ -275,6 +306,28 @@ def _valid_chunks(file: Any, listed: ChunkList) -> int:  # noqa: ANN401
         if hashlib.sha256(file.read(listed.size_of(index))).hexdigest() != digest:
             return index
     return len(listed.chunks)
+
+
+def _told(response: httpx.Response) -> dict[str, Any]:
+    """The answer as a JSON object; raises BankRefused: a bank would have sent one, whatever this is."""
+    try:
+        told = json.loads(response.content)
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        raise _refused("an answer of a bank", "something else")
+    return told
+
+
+def _have(response: httpx.Response) -> set[int] | None:
+    """The chunks that have arrived, or None when the whole has been checked; raises BankRefused."""
+    told = _told(response)
+    have = told.get("have")
+    if told.get("done") is True:
+        return None
+    if not isinstance(have, list) or not all(type(index) is int for index in have):
+        raise _refused("a list of chunks", "something else")
+    return set(have)
 
 
 def _code(response: httpx.Response) -> str:

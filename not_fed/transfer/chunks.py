@@ -15,6 +15,7 @@ from not_fed import canonical, files
 from not_fed.errors import InputError
 
 MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 64 << 10, 64 << 20
+USUAL_CHUNK_BYTES = 4 << 20
 MAX_CHUNKS = 1 << 17
 MAX_LIST_BYTES = 70 * MAX_CHUNKS
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\z")]

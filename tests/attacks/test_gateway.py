@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import socket
 import ssl
 import time
+import tracemalloc
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from not_fed.coordinator.bank import Bank
 from not_fed.coordinator.deployment import load_deployment
+from not_fed.coordinator.gateway import visits
+from not_fed.coordinator.gateway.admission import STRANGERS_NAMED, Problems
+from not_fed.coordinator.gateway.bank_routes import ORGANS_A_ROUND
 from not_fed.coordinator.gateway.forward import CALLS
 from not_fed.processes.tls import loopback_tls
-from not_fed.site.bank_client import BankUnreachable
+from not_fed.site.bank_client import BankClient, BankRefused, BankUnreachable
+from not_fed.site.connection import Connection
 from not_fed.transfer.chunks import list_chunks
 from not_fed.trust.roster import revoke_member
 from tests.support.coordinators import Hub
 from tests.support.enrolments import Joining
 from tests.support.gateways import BEHIND, Behind, Gate, SealedFile, open_gate, seal_bytes, serving
+from tests.support.trust import FEDERATION
 
 SITES = ("clinic", "ward", "lab")
 MIB = 1 << 20
@@ -344,3 +355,221 @@ def test_a_certificate_of_another_authority_ends_the_connection(gate: Gate, tmp_
         with pytest.raises(httpx.ConnectError):
             client.get(f"https://localhost:{port}/health")
     assert witness.requests == []
+
+
+def test_a_revoked_site_cannot_hide_behind_the_key_of_another(tmp_path: Path) -> None:
+    """Own. Powers: a revoked site sends an active site's public key in front of its own. Control: alone it passes.
+
+    Flower keeps a revoked site's registration: the gateway is what stands between.
+    """
+    hub = Hub.make(tmp_path, sites=SITES)
+    revoke_member(hub.stewards_roster, name="ward", steward=hub.steward, now=datetime.now(UTC))
+    hub.take_over_roster()
+    with open_gate(hub) as gate, gate.client() as client:
+        clinic, ward = (gate.as_node(hub.sites[name])["flwr-public-key"] for name in ("clinic", "ward"))
+        for first, second in ((clinic, ward), (ward, clinic)):
+            both = [("flwr-public-key", first), ("flwr-public-key", second)]
+            assert client.post("/v1/fleet/pull-messages", content=b"", headers=both).status_code == 400
+        assert gate.behind.requests == []
+        alone = {"flwr-public-key": clinic}
+        assert client.post("/v1/fleet/pull-messages", content=b"", headers=alone).status_code == 200
+
+
+def test_made_up_keys_do_not_hide_who_else_was_refused(gate: Gate) -> None:
+    """Own. Powers: anybody, a new key with each request. Control: the first of them are named."""
+    problems = Problems(gate.home)
+    for number in range(3 * STRANGERS_NAMED):
+        problems.note("site-unknown", f"made up {number}")
+    problems.note("site-not-admitted", "this one matters", site="ward")
+    told = [text for _, _, text in gate.problems()]
+    assert "this one matters" in told and "made up 0" in told
+    assert len([text for text in told if text.startswith("made up")]) == STRANGERS_NAMED
+
+
+def test_whoever_asks_for_nonces_shuts_nobody_out(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Own. Powers: anybody, more requests than are remembered. Control: a member's visit still opens."""
+    monkeypatch.setattr(visits, "MAX_NONCES", 20)
+    with gate.client() as client:
+        first = str(client.post("/v1/bank/visits").json()["nonce"])
+        assert {client.post("/v1/bank/visits").status_code for _ in range(30)} == {200}
+    assert gate.token("clinic", nonce=first).status_code == 403  # the oldest was forgotten
+    assert gate.token("clinic").status_code == 200
+
+
+def test_whoever_does_not_read_is_cut_off_and_takes_few_places(tmp_path: Path) -> None:
+    """Own. Powers: a member that asks for more chunks than there are places, and reads none. Control: others work."""
+    hub = Hub.make(tmp_path, sites=SITES)
+    toml = hub.home / "coordinator.toml"
+    own = toml.read_text().replace("[gateway]\n", "[gateway]\nslow_client_s = 2.0\n", 1)
+    toml.write_text(own.replace("[bank]\n", f"[bank]\nchunk_bytes = {32 * MIB}\n", 1))  # more than kernels buffer
+    sealed = seal_bytes(hub, tmp_path / "one", sender="clinic", size_bytes=32 * MIB - 100_000)
+    with open_gate(hub) as gate:
+        whole = json.loads(list_chunks(sealed.path, chunk_bytes=32 * MIB).to_bytes())
+        with gate.client(headers=gate.bearer("clinic")) as client:
+            announced = json.dumps({"label": b64encode(sealed.label).decode(), "chunks": whole})
+            assert client.put(organ(sealed), content=announced.encode()).status_code == 200
+            assert client.put(f"{organ(sealed)}/chunks/0", content=sealed.path.read_bytes()).status_code == 204
+            assert client.post(f"{organ(sealed)}/finish").status_code == 200
+        ask = f"GET {organ(sealed)}/chunks/0 HTTP/1.1\r\nHost: x\r\n"
+        ask += f"Authorization: {gate.bearer('ward')['Authorization']}\r\n\r\n"
+        lines = []
+        for _ in range(20):
+            line = connected(gate)
+            line.sendall(ask.encode())
+            lines.append(line)
+        for number in range(2):
+            with gate.bank("lab") as bank:
+                bank.download(sealed.sha256, size_bytes=sealed.size_bytes, out=tmp_path / f"got {number}")
+        with gate.bank("ward") as bank:  # once the silent ones are cut off, its places are free again
+            bank.download(sealed.sha256, size_bytes=sealed.size_bytes, out=tmp_path / "got")
+        answers = [_everything(line) for line in lines]
+    assert {answer.split(b" ", 2)[1] for answer in answers} == {b"200", b"503"}
+    assert all(len(answer) < 31 * MIB for answer in answers)  # none was sent whole to somebody who did not read
+
+
+def _everything(line: ssl.SSLSocket) -> bytes:
+    got = bytearray()
+    try:
+        while piece := line.recv(1 << 16):
+            got += piece
+    except OSError:
+        pass
+    line.close()
+    return bytes(got)
+
+
+def test_a_trickle_keeps_no_place(tmp_path: Path) -> None:
+    """Own. Powers: a site that sends a byte now and then, for ever. Control: others get a place meanwhile."""
+    hub = Hub.make(tmp_path, sites=SITES)
+    toml = hub.home / "coordinator.toml"
+    toml.write_text(toml.read_text().replace("[gateway]\n", "[gateway]\nslow_client_s = 1.0\n", 1))
+    sealed = seal_bytes(hub, tmp_path / "one", sender="clinic", size_bytes=9 * MIB)
+    with open_gate(hub) as gate:
+        clinic = gate.bearer("clinic")
+        with gate.client(headers=clinic) as client:
+            client.put(organ(sealed), content=announcement(sealed))
+        with connected(gate) as line:
+            head = f"PUT {organ(sealed)}/chunks/0 HTTP/1.1\r\nHost: x\r\nAuthorization: {clinic['Authorization']}\r\n"
+            line.sendall(f"{head}Content-Length: {4 * MIB}\r\n\r\n".encode())
+            line.settimeout(0.2)
+            for _ in range(200):
+                line.sendall(b"x")
+                try:
+                    answer = line.recv(65536)
+                    break
+                except TimeoutError:
+                    continue
+        assert answer.split(b" ", 2)[1] == b"408"
+        with gate.bank("clinic") as bank:
+            bank.upload(sealed.path, label=sealed.label)
+
+
+def test_announcements_keep_room_and_a_site_has_few_in_a_round(tmp_path: Path) -> None:
+    """Own. Powers: active sites that announce more than there is room for, and organ after organ. Control: one fits."""
+    hub = Hub.make(tmp_path, sites=SITES)
+    toml = hub.home / "coordinator.toml"
+    toml.write_text(toml.read_text().replace("[bank]\n", "[bank]\nmax_bytes = 12000000\n", 1))
+    with open_gate(hub) as gate:
+        bearer = {site: gate.bearer(site) for site in SITES}
+
+        def announce(site: str, name: str, size: int) -> str:
+            one = seal_bytes(hub, tmp_path / name, sender=site, size_bytes=size)
+            with gate.client(headers=bearer[site]) as client:
+                answer = client.put(organ(one), content=announcement(one))
+            return str(answer.json().get("code", answer.status_code))
+
+        assert announce("clinic", "first", 7 * MIB) == "200"
+        assert announce("ward", "second", 7 * MIB) == "bank-full"  # the first has not come, and its room is kept
+        small = [announce("lab", f"lab {number}", 70_000) for number in range(ORGANS_A_ROUND + 2)]
+        assert small == ["200"] * ORGANS_A_ROUND + ["too-many-organs"] * 2
+
+
+def test_chunks_larger_than_the_coordinators_are_refused(gate: Gate, hub: Hub, tmp_path: Path) -> None:
+    """Own. Powers: a site that cuts its organ into chunks of 64 MiB, which fill memory. Control: the usual size."""
+    sealed = seal_bytes(hub, tmp_path / "large", sender="clinic", size_bytes=9 * MIB)
+    large = json.loads(list_chunks(sealed.path, chunk_bytes=64 * MIB).to_bytes())
+    body = json.dumps({"label": b64encode(sealed.label).decode(), "chunks": large}).encode()
+    with gate.client(headers=gate.bearer("clinic")) as client:
+        assert client.put(organ(sealed), content=body).json()["code"] == "chunks-too-large"
+        assert client.put(organ(sealed), content=announcement(sealed)).status_code == 200
+
+
+@pytest.fixture
+def liar(hub: Hub, tmp_path: Path) -> Iterator[Callable[[dict[str, Response]], BankClient]]:
+    """A coordinator that answers as it likes, and a site's way to it."""
+    tls = loopback_tls(tmp_path / "liar")
+    with ExitStack() as stack:
+
+        def start(answers: dict[str, Response]) -> BankClient:
+            async def app(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401
+                if scope["type"] != "http":
+                    return
+                await Request(scope, receive).body()
+                known = SESSION | answers
+                key = next(key for key in reversed(known) if scope["path"].startswith(key))
+                await known[key](scope, receive, send)
+
+            port = stack.enter_context(serving(app, tls.certificate, tls.key))
+            connection = Connection(
+                address=f"localhost:{port}", ca=tls.ca, coordinator="hub", federation=FEDERATION, gateway=True
+            )
+            return stack.enter_context(
+                BankClient(
+                    connection, name="clinic", coordinator="hub", federation=FEDERATION,
+                    signer=hub.sites["clinic"].site.signer, patience_s=5.0,
+                )
+            )  # fmt: skip
+
+        yield start
+
+
+SESSION = {
+    "/v1/bank/visits": JSONResponse({"nonce": "0" * 32}),
+    "/v1/bank/visits/": JSONResponse({"token": "t"}),
+}
+
+
+def test_a_coordinator_cannot_fill_a_sites_memory(
+    liar: Callable[[dict[str, Response]], BankClient], tmp_path: Path
+) -> None:
+    """Own. Powers: the coordinator answers a kilobyte that unpacks to hundreds of megabytes; then without end.
+
+    Control: the site's memory, measured, and in the other tests an honest answer.
+    """
+    packed = gzip.compress(bytes(300 * MIB), 1)
+    endless = StreamingResponse(bytes(MIB) for _ in range(400))
+    for answer in (Response(packed, headers={"content-encoding": "gzip"}), endless):
+        client = liar({"/v1/roster": answer})
+        tracemalloc.start()
+        try:
+            with pytest.raises(BankRefused):
+                client.fetch_roster(tmp_path)
+            assert tracemalloc.get_traced_memory()[1] < 200 * MIB
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("body", [b"<html>sign in</html>", b"[]", b"{}", b'{"nonce": "../organs"}', b"[" * 100_000])
+def test_what_is_no_answer_of_a_bank_is_refused_by_name(
+    liar: Callable[[dict[str, Response]], BankClient], sealed: SealedFile, body: bytes
+) -> None:
+    """Own. Powers: a portal, or a coordinator, that answers anything. Control: a bank's own answers, elsewhere."""
+    with pytest.raises(BankRefused):
+        liar({"/v1/bank/visits": Response(body)}).upload(sealed.path, label=sealed.label)
+    with pytest.raises(BankRefused):
+        liar({"/v1/bank/organs": Response(body)}).upload(sealed.path, label=sealed.label)
+
+
+def test_a_bank_that_wants_it_again_for_ever_is_given_up(
+    liar: Callable[[dict[str, Response]], BankClient], sealed: SealedFile
+) -> None:
+    """Own. Powers: the coordinator says of each chunk that it differs. Control: an upload that was cut goes on."""
+    organ_path = organ(sealed)
+    client = liar(
+        {
+            organ_path: JSONResponse({"done": False, "have": []}),
+            f"{organ_path}/chunks": JSONResponse({"code": "chunk-differs"}, 422),
+        }
+    )
+    with pytest.raises(BankRefused, match="again and again"):
+        client.upload(sealed.path, label=sealed.label)

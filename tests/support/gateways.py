@@ -42,6 +42,7 @@ BEHIND = b"the SuperLink answers"
 def serving(app: Any, certificate: Path, key: Path) -> Iterator[int]:  # noqa: ANN401
     """An ASGI application over TLS on this machine's loopback; its port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as `serve` has it
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="on", ws="none", loop="asyncio",
             ssl_certfile=str(certificate), ssl_keyfile=str(key), timeout_graceful_shutdown=1,

@@ -18,6 +18,7 @@ from not_fed.age import encrypt_with_passphrase
 from not_fed.coordinator.bank import Bank, BankDamaged, NotInBank, NotSealed, Stored
 from not_fed.coordinator.bank.storage import StorageMissing, storage_of
 from not_fed.coordinator.collecting import collect_garbage, wanted_organs
+from not_fed.coordinator.deployment import load_deployment
 from not_fed.coordinator.state import CoordinatorState
 from not_fed.envelope.label import LabelMismatch
 from not_fed.errors import NotFedError
@@ -25,7 +26,9 @@ from not_fed.home import Home
 from not_fed.simulation import Prepared, run
 from not_fed.transfer.chunks import list_chunks
 from not_fed.trust.roster import TrustedRoster
+from tests.support.coordinators import Hub
 from tests.support.federation import Parcel, an_organ, seal_as, tiny_prepared
+from tests.support.gateways import seal_bytes
 
 
 def clock() -> datetime:
@@ -211,3 +214,15 @@ def test_a_bucket_does_what_a_folder_does(bucket: str, tmp_path: Path, parcel: P
 def test_a_storage_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(StorageMissing):
         storage_of("nothing-of-the-kind://bucket", home=tmp_path)
+
+
+def test_what_has_just_come_is_kept_though_nothing_counts_it_yet(tmp_path: Path) -> None:
+    hub = Hub.make(tmp_path)
+    toml = hub.home / "coordinator.toml"
+    toml.write_text(toml.read_text().replace("[bank]\n", "[bank]\nkeep_days = 0\n", 1))
+    assert load_deployment(hub.home).bank.keep_days == 0  # type: ignore[union-attr]
+    now = datetime.now(UTC)
+    one = seal_bytes(hub, tmp_path / "one", sender="clinic", size_bytes=100_000)
+    Bank.at(hub.home).put(one.path, label=one.label, roster=Home(hub.home).roster(now), now=now)
+    assert collect_garbage(hub.home, now=now + timedelta(hours=1)) == []
+    assert collect_garbage(hub.home, now=now + timedelta(days=3)) == [one.sha256]

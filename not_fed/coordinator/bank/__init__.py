@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from not_fed.coordinator.bank.bank import Bank, BankDamaged, NotInBank, NotSealed, Stored
+from not_fed.coordinator.bank.bank import ABANDONED_AFTER, Bank, BankDamaged, NotInBank, NotSealed, Stored
 
-__all__ = ["Bank", "BankDamaged", "NotInBank", "NotSealed", "Stored"]
+__all__ = ["ABANDONED_AFTER", "Bank", "BankDamaged", "NotInBank", "NotSealed", "Stored"]

@@ -24,7 +24,7 @@ log = logging.getLogger("not_fed.coordinator")
 NODE_KEY_HEADER = "flwr-public-key"
 LOOK_AGAIN_S = 2.0
 TELL_AGAIN_S = 60.0
-MAX_REMEMBERED = 10_000
+STRANGERS_NAMED = 50  # in a minute: whoever makes up keys must not push what matters out of the list
 
 
 class CurrentRoster:
@@ -45,20 +45,29 @@ class CurrentRoster:
 
 
 class Problems:
-    """Tells the log and the coordinator's state what was refused to whom, each thing once a minute."""
+    """Tells the log and the coordinator's state what was refused to whom, each thing once a minute.
+
+    Of those whom nobody knows the first fifty in a minute are named, the others together.
+    """
 
     def __init__(self, home: Path) -> None:
         self._state, self._lock = CoordinatorState(home), threading.Lock()
-        self._told: dict[tuple[str, str], float] = {}
+        self._told: dict[tuple[str, str, str | None], float] = {}
 
     def note(self, code: str, text: str, *, site: str | None = None) -> None:
-        """Name what was tried and by whom."""
+        """Name what was tried and by whom.
+
+        Proved by: tests/attacks/test_gateway.py::test_made_up_keys_do_not_hide_who_else_was_refused
+        """
         with self._lock:
             now = time.monotonic()
-            if now - self._told.get((code, text), -TELL_AGAIN_S) < TELL_AGAIN_S or len(self._told) >= MAX_REMEMBERED:
+            while self._told and now - next(iter(self._told.values())) >= TELL_AGAIN_S:
+                del self._told[next(iter(self._told))]
+            if site is None and sum(known[2] is None for known in self._told) >= STRANGERS_NAMED:
+                text = "more such requests were refused than are named one by one"
+            if (code, text, site) in self._told:
                 return
-            self._told[code, text] = now
-            self._told = {key: at for key, at in self._told.items() if now - at < TELL_AGAIN_S}
+            self._told[code, text, site] = now
         log.warning("gateway: %s%s: %s", f"{site}: " if site else "", text, code)
         self._state.problem(code, text, site=site)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 from starlette.requests import ClientDisconnect, Request
@@ -10,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from not_fed.coordinator.gateway.answers import Refused
 
 MAX_DRAINED_BYTES, DRAIN_S = 8 << 20, 5.0
+LEAST_BYTES_A_S = 4096  # over the time that silence is put up with; slower than any line that trains models
 _READ = "not_fed.body_read"
 
 
@@ -30,8 +32,8 @@ def announced_bytes(request: Request, *, most: int) -> int:
 
 
 async def pieces(request: Request, *, patience_s: float) -> AsyncIterator[bytes]:
-    """The body piece by piece; whoever is silent for `patience_s` is cut off (408)."""
-    stream = aiter(request.stream())
+    """The body piece by piece; whoever is silent for `patience_s`, or hardly sends anything, is cut off (408)."""
+    stream, began, size = aiter(request.stream()), time.monotonic(), 0
     while True:
         try:
             piece = await asyncio.wait_for(anext(stream), patience_s)
@@ -42,6 +44,9 @@ async def pieces(request: Request, *, patience_s: float) -> AsyncIterator[bytes]
             raise Refused(408, "too-slow") from None
         except ClientDisconnect:
             raise Refused(400, "cut-off") from None
+        size += len(piece)
+        if size < LEAST_BYTES_A_S * (time.monotonic() - began - patience_s):
+            raise Refused(408, "too-slow")
         if piece:
             yield piece
 

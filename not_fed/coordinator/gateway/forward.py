@@ -49,8 +49,9 @@ class Forwarder:
 
         Raises:
             Refused: not an enrolled, active site; too long; the SuperLink does not answer (503: SuperNodes try again).
-        Proved by: tests/attacks/test_gateway.py
+        Proved by: tests/attacks/test_gateway.py::test_a_revoked_site_cannot_hide_behind_the_key_of_another
         """
+        _require_once(request)
         peer = request.client.host if request.client else "somewhere"
         header = request.headers.get(NODE_KEY_HEADER)
         site = await run_in_threadpool(self._admission.site, header, peer=peer)
@@ -83,3 +84,10 @@ class Forwarder:
             return await self._client.send(call, stream=True)
         except httpx.HTTPError:
             raise Refused(503, "superlink-away", headers={"Retry-After": "2"}) from None
+
+
+def _require_once(request: Request) -> None:
+    """Refuse a request in which one of Flower's headers stands twice: who is admitted is who is passed on."""
+    names = [name for name, _ in request.headers.raw if name.startswith(b"flwr-")]
+    if len(names) != len(set(names)):
+        raise Refused(400, "header-twice")

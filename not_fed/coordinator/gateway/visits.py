@@ -24,7 +24,7 @@ from not_fed.envelope.visit import MAX_VISIT_BYTES, verify_visit
 from not_fed.errors import NotFedError
 
 NONCE_S, SESSION_S = 60.0, 3600.0
-MAX_NONCES, MAX_SESSIONS = 4096, 4096
+MAX_NONCES, MAX_SESSIONS = 1 << 16, 4096
 PATIENCE_S = 20.0
 
 
@@ -48,11 +48,13 @@ class Visits:
         """A fresh nonce; good for a minute, and once."""
         nonce, now = new_id(), time.monotonic()
         with self._lock:
-            self._nonces = {known: until for known, until in self._nonces.items() if until > now}
-            if len(self._nonces) >= MAX_NONCES:
-                raise Refused(503, "bank-busy", headers={"Retry-After": "5"})
+            while self._nonces and (self._oldest() <= now or len(self._nonces) >= MAX_NONCES):
+                del self._nonces[next(iter(self._nonces))]  # the oldest: anybody may ask, nobody shuts others out
             self._nonces[nonce] = now + NONCE_S
         return JSONResponse({"schema": "not-fed/nonce/1", "nonce": nonce})
+
+    def _oldest(self) -> float:
+        return next(iter(self._nonces.values()))
 
     async def open(self, request: Request) -> JSONResponse:
         """A signed visit in, a token out; raises Refused."""
