@@ -310,7 +310,7 @@ def digest_of(app: Path, work: Path) -> str:
     return hashlib.sha256(built.read_bytes()).hexdigest()
 
 
-@pytest.mark.deployment
+@pytest.mark.faults
 def test_a_changed_bundle_is_refused_and_none_of_it_is_run(hostile: Hostile, tmp_path: Path) -> None:
     """Own. A bundle that shadows not_fed and a library comes through a real SuperLink; one like it lies installed.
 
@@ -334,7 +334,7 @@ def test_a_changed_bundle_is_refused_and_none_of_it_is_run(hostile: Hostile, tmp
     assert marks == ["clients/__init__.py", "clients/app.py", "not_fed/__init__.py"]
 
 
-@pytest.mark.deployment
+@pytest.mark.faults
 def test_even_an_approved_bundle_is_never_run(hostile: Hostile, tmp_path: Path) -> None:
     """Own. The site's administrator was talked into approving the attacker's bundle.
 

@@ -16,7 +16,7 @@ from not_fed.simulation import run
 from tests.support.deployed import find_processes
 from tests.support.federation import tiny_prepared
 
-pytestmark = pytest.mark.deployment
+pytestmark = pytest.mark.faults
 SITES = ["clinic", "ward"]
 SCRIPT = """
 import sys

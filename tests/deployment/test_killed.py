@@ -18,7 +18,7 @@ from tests.deployment.conftest import Start
 from tests.support.deployed import Deployed
 from tests.support.federation import SITES, tiny_prepared
 
-pytestmark = pytest.mark.deployment
+pytestmark = pytest.mark.faults
 ROUNDS = 6
 PLAN = {"retry_s": 2.0, "join_timeout_s": 120.0, "round_timeout_s": 300.0}
 

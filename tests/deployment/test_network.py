@@ -9,7 +9,7 @@ import pytest
 from tests.deployment.conftest import Start
 from tests.support.deployed import Deployed
 
-pytestmark = pytest.mark.deployment
+pytestmark = pytest.mark.faults
 PLAN = {"retry_s": 2.0, "join_timeout_s": 200.0, "round_timeout_s": 300.0}
 SITES = ["clinic", "ward"]
 MINUTE_S = 60.0

@@ -24,7 +24,7 @@ from not_fed.simulation import run
 from tests.support.deployed import Deployed
 from tests.support.federation import tiny_prepared
 
-pytestmark = pytest.mark.deployment
+pytestmark = pytest.mark.faults
 
 SITES = ("clinic", "ward")
 CONNECTION = """\

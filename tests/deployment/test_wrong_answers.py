@@ -12,7 +12,7 @@ from tests.deployment.conftest import Start
 from tests.support import rogue
 from tests.support.deployed import Deployed
 
-pytestmark = pytest.mark.deployment
+pytestmark = pytest.mark.faults
 ROUNDS = 5
 PLAN = {"min_answers": 1, "round_timeout_s": 25.0, "retry_s": 2.0}
 

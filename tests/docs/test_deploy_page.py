@@ -13,7 +13,7 @@ from not_fed.processes.ports import free_port
 from tests.support.folders import records
 from tests.support.typed import Desk, commands_of
 
-pytestmark = pytest.mark.deployment
+pytestmark = pytest.mark.faults
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "deploy.md").read_text()

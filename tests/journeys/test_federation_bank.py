@@ -120,7 +120,7 @@ def test_nothing_of_the_run_stays_in_cache_inbox_or_outbox_and_all_is_private(re
     for home in result.prepared.sites.values():
         names = {path.name for path in home.iterdir()}
         assert names == {
-            "held_out.jsonl", "keys", "organs", "passphrase", "records.jsonl", "roster", "site.toml", "state.db",
+            "held_out.jsonl", "keys", "log", "organs", "passphrase", "records.jsonl", "roster", "site.toml", "state.db",
             "work.lock",
         }  # fmt: skip
         assert stat.S_IMODE(home.stat().st_mode) == 0o700

@@ -34,7 +34,7 @@ def test_a_gateway_that_is_killed_in_an_upload_is_sent_the_rest_only(tmp_path: P
     assert "3 sites" in table(result)
 
 
-@pytest.mark.deployment
+@pytest.mark.faults
 def test_flower_carries_a_message_there_and_back_and_nothing_runs_on(tmp_path: Path) -> None:
     result = measure_flower(tmp_path / "work", size_bytes=MIB)
     assert result["finished"]
@@ -47,7 +47,7 @@ def test_flower_carries_a_message_there_and_back_and_nothing_runs_on(tmp_path: P
     assert set(programs({os.getpid(): "test"})) == {os.getpid()}
 
 
-@pytest.mark.deployment
+@pytest.mark.faults
 def test_a_message_that_is_not_back_in_time_is_told_with_the_numbers_until_then(tmp_path: Path) -> None:
     result = measure_flower(tmp_path / "work", size_bytes=MIB, timeout_s=0.0)
     assert not result["finished"]
