@@ -177,6 +177,19 @@ def test_a_complete_run_starts_nothing(watched: Watched, server_app: Callable[[]
     assert watched.flower.runs == {}
 
 
+def test_after_a_complete_run_another_begins_when_the_plan_names_one(
+    watched: Watched, server_app: Callable[[], ExitStack]
+) -> None:
+    with server_app():
+        watched.state.end_run(RUN)
+    watched.step()
+    path = watched.home / "federation.toml"
+    path.write_text(path.read_text().replace(f'"{RUN}"', '"run-2"'))
+    watched.step(after_s=1)
+    assert not watched.keeper.complete
+    assert watched.flower.runs == {1: None}
+
+
 def test_a_run_that_stopped_for_lack_of_sites_is_told_with_their_names_and_tried_again(
     watched: Watched, server_app: Callable[[], ExitStack]
 ) -> None:
