@@ -88,17 +88,18 @@ class Admission:
             Refused: not enrolled here, or not an active author of the roster.
         Proved by: tests/attacks/test_gateway.py::test_an_unknown_and_a_revoked_site_get_nowhere_and_are_named
         """
-        key_id = node_key_id_of_header(header)
-        site = None if key_id is None else self._nodes.site_of(key_id)
+        key_id, why = node_key_id_of_header(header), None
+        try:
+            site = None if key_id is None else self._nodes.site_of(key_id)
+            if site is not None:
+                why = self._nodes.why_not(site, self._roster.get(), datetime.now(UTC))
+        except NotFedError as error:  # no roster that may be relied on, or an altered enrolment: nobody is admitted
+            self._problems.note(error.code, f"nobody is admitted: {error}"[:500])
+            raise Refused(503, error.code, headers={"Retry-After": "30"}) from None
         if site is None:
             who = "without a key" if key_id is None else f"with the unknown key {key_id[:16]}"
             self._problems.note("site-unknown", f"a connection from {peer} {who} was refused")
             raise Refused(403, "site-unknown")
-        try:
-            why = self._nodes.why_not(site, self._roster.get(), datetime.now(UTC))
-        except NotFedError as error:  # no roster that may be relied on: nobody is admitted
-            self._problems.note(error.code, f"nobody is admitted: {error}"[:500])
-            raise Refused(503, error.code, headers={"Retry-After": "30"}) from None
         if why is not None:
             self._problems.note("site-not-admitted", f"a connection from {peer} was refused: {why}", site=site)
             raise Refused(403, "site-not-admitted")
