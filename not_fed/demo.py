@@ -55,7 +55,8 @@ RAN_AS: dict[Engine, str] = {
     "inline": "In one process, through Flower's own serialisation; every byte that the server received was searched.",
     "ray": "On Flower's simulation engine; what the server stored was searched.",
     "processes": "As a deployment on this machine: gateway with TLS, Flower's SuperLink, a SuperNode at each site, all "
-    "processes of their own, stopped afterwards; what the coordinator stored was searched, Flower's database too.",
+    "processes of their own, stopped afterwards; what the coordinator stored was searched, Flower's database too, not "
+    "each message on its way.",
 }
 
 
@@ -110,7 +111,7 @@ def run_demo(
                 results.append(
                     run(prepared, engine=engine, tap=recorder if engine == "inline" else None, progress=progress)
                 )
-            say("searching all that the server received and stored for text, organs and keys")
+            say("searching what the server had for text, organs and keys")
             with watch.lap("search what the server had"):
                 checks.append(check_server(results[-1], recorded=recorder.path))
     say("trying to pass off altered organs")

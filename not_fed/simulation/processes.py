@@ -76,7 +76,7 @@ def run_with_processes(
     Proved by: tests/deployment/test_demo_processes.py::test_an_interrupted_federation_of_processes_leaves_nothing
     """
     deploy(prepared)
-    folder = prepared.folder / LOGS
+    folder = prepared.folder.resolve() / LOGS
     folder.mkdir(mode=0o700, exist_ok=True)
     names = [COORDINATOR, *prepared.sites]
     supervisor = Supervisor(_children(prepared, folder), say=say, back_off=BACK_OFF)

@@ -13,6 +13,7 @@ import pytest
 
 from not_fed import files
 from not_fed.simulation import run
+from not_fed.site.state import SiteState
 from tests.support.deployed import find_processes
 from tests.support.federation import tiny_prepared
 
@@ -22,6 +23,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from not_fed.simulation import run
+from not_fed.site.state import SiteState
 from tests.support.federation import tiny_prepared
 run(tiny_prepared(Path(sys.argv[1]), sites=["clinic", "ward"], rounds=5), engine="processes")
 """
@@ -37,14 +39,23 @@ def test_a_federation_of_processes_ends_with_the_aggregate_of_one_process(tmp_pa
     assert find_processes(prepared.folder) == []
 
 
-def test_an_interrupted_federation_of_processes_leaves_nothing(tmp_path: Path) -> None:
+def is_at_work(folder: Path) -> bool:
+    """Whether a site has begun with its first task."""
+    sites = folder / "run" / "sites"
+    return any((home / "state.db").is_file() and SiteState(home).open_runs() for home in sites.glob("*"))
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_federation_of_processes_leaves_nothing(sign: signal.Signals, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     worker = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment)
-    deadline = time.monotonic() + 90
-    while len(find_processes(tmp_path)) < 6 and time.monotonic() < deadline:  # several commands with theirs
+    deadline = time.monotonic() + 180
+    while not is_at_work(tmp_path) and time.monotonic() < deadline:
         assert worker.poll() is None
         time.sleep(0.2)
-    worker.send_signal(signal.SIGINT)
+    assert is_at_work(tmp_path)
+    assert len(find_processes(tmp_path)) > 6  # the commands, and Flower's programs below them
+    worker.send_signal(sign)
     worker.wait(120)
     deadline = time.monotonic() + 60
     while (left := find_processes(tmp_path)) and time.monotonic() < deadline:
