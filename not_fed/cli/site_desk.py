@@ -40,7 +40,7 @@ def approve_command(
     yes: Annotated[bool, typer.Option("--yes", help="Agree without being asked.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """See a run's terms and agree to it, before anything of it is trained. What does not wait any more is no error."""
+    """See a run's terms and agree to it, before anything of it is trained."""
     from not_fed.site.approval import approve, nothing, waiting
 
     waits = waiting(home)

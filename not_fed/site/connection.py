@@ -58,13 +58,19 @@ class Connection:
         return f"https://{self.address}"
 
     def tls(self) -> ssl.SSLContext:
-        """What checks the coordinator's certificate; raises NotAFile, ssl.SSLError for an authority that is none."""
+        """What checks the coordinator's certificate; raises NotAFile for an authority that is none."""
         if self.ca is not None and not self.ca.is_file():
             raise files.NotAFile(
                 where=str(self.ca), expected="the authority's certificate", got="none",
                 hint="take it from a new invitation: not-fed site init shows how",
             )  # fmt: skip
-        context = ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
+        try:
+            context = ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
+        except ssl.SSLError:
+            raise files.NotAFile(
+                where=str(self.ca), expected="the authority's certificate, PEM", got="something else",
+                hint="take it from a new invitation: not-fed site init shows how",
+            ) from None  # fmt: skip
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context
 

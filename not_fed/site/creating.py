@@ -157,7 +157,7 @@ metrics_that_may_leave = []  # exact numbers about the training: "steps", "token
 
 # approval = "never"  # "run" or "round": a person agrees first, with `not-fed site approve`
 # hours = ["20:00-06:00"]  # local time in which work is done; without it, always
-# max_parcel_bytes = 4294967296  # no larger sealed organ is taken in
+# max_parcel_bytes = 8589934592  # no larger sealed organ is taken in
 
 {off}[privacy]  # declared, public, and chosen without looking at the records
 {off}required = true  # an order without differential privacy is refused; false: taken as it is

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -188,6 +188,10 @@ class Joined:
                 roster = self._preflight(None)
             except NotFedError as error:
                 self._tell("coordinator", f"{error.title().removesuffix('.')}: {error}; {error.hint}")
+                continue
+            except OSError as error:  # a full disk, say: the next look may find room
+                with suppress(OSError):
+                    self._tell("machine", f"this machine refused: {error.strerror}")
                 continue
             if self._told.pop("coordinator", None) is not None:
                 note(self._home, f"{self._connection.coordinator} answers again")

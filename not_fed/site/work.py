@@ -123,12 +123,13 @@ def answer_task(
 
 def _answer(task: Task, digest: str, parcels: Sequence[Parcel], known: Mapping[str, Any]) -> Answer:
     policy, home, state, now = known["policy"], known["home"], known["state"], known["now"]
+    if is_rehearsing():  # first: nothing is sent, not even an answer that was given before
+        check_parcels(task, parcels, me=policy.name, state=state)
+        raise _rehearsed(task, known)
     stored = state.answer_to(task, sha256=digest)
     if stored is not None:
         return _from_stored(stored, home.folder)
     check_parcels(task, parcels, me=policy.name, state=state)
-    if is_rehearsing():
-        raise _rehearsed(task, known)
     _require_hours(task, policy, now=now)
     require_approval(task, policy=policy, state=state, now=now)
     state.start(task, sha256=digest, now=now)

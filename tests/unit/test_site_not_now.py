@@ -124,6 +124,8 @@ def test_a_rehearsal_checks_everything_and_trains_and_sends_nothing(
     assert refusal(ask(prepared, "clinic", other)) == "policy-span"  # a refusal is rehearsed as what it is
     monkeypatch.delenv(REHEARSE)
     assert parcel_in(ask(prepared, "clinic", line)).sealed  # control: the same task is done without
+    monkeypatch.setenv(REHEARSE, "1")
+    assert refusal(ask(prepared, "clinic", line)) == "rehearsal"  # nor is an answer sent that was given before
 
 
 def test_outside_its_hours_a_site_trains_nothing_and_is_asked_again(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from not_fed.age import HybridIdentity
 from not_fed.envelope.task import ProposedPrivacy, Task, Training
 from not_fed.envelope.waybill import WaybillReplayed
 from not_fed.keys import Opener
+from not_fed.site import log_file
 from not_fed.site.prefix_cache import PrefixCache, forget_prefixes
 from not_fed.site.state import KeptOrgan, RoundTaken, RunChanged, RunEnded, SiteState, TaskChanged
 
@@ -221,3 +222,12 @@ def test_prefixes_of_other_runs_are_forgotten(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "prefix").iterdir()] == ["second"]
     forget_prefixes(tmp_path)
     assert list((tmp_path / "prefix").iterdir()) == []
+
+
+def test_a_full_log_makes_room_and_says_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_file, "MAX_LOG_BYTES", 1000)
+    for number in range(100):
+        log_file.note(tmp_path, f"refused: number {number}")
+    assert (tmp_path / "log").read_text().splitlines()[-1].endswith("number 99")
+    assert sum(path.stat().st_size for path in tmp_path.glob("log*")) < 2100
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("log*")} == {0o600}
