@@ -94,8 +94,8 @@ def answer_task(
     Raises:
         SiteBusy, OutsideHours, ApprovalAwaited, Rehearsing, DiskFull: not now; the coordinator may ask again.
         NotFedError: refused or failed; only its code may leave the site.
-    Guarantees: each round of a run is answered with one organ. A process that was killed is followed by one that goes on
-        from its resume point, or sends the organ that was whole already; a run is reserved in the ledger once.
+    Guarantees: each round of a run is answered with one organ. A process that was killed is followed by one that goes
+        on from its resume point, or sends the organ that was whole; a run is reserved in the ledger once.
     Proved by: tests/journeys/test_federation_bank.py::test_a_refused_task_does_no_work,
         tests/journeys/test_site_killed.py::test_a_site_killed_in_training_goes_on_and_is_charged_once
     """
