@@ -358,9 +358,10 @@ def test_a_certificate_of_another_authority_ends_the_connection(gate: Gate, tmp_
 
 
 def test_a_revoked_site_cannot_hide_behind_the_key_of_another(tmp_path: Path) -> None:
-    """Own. Powers: a revoked site sends an active site's public key in front of its own. Control: alone it passes.
+    """Own. A request bears two keys, of which one is admitted and the other passed on.
 
-    Flower keeps a revoked site's registration: the gateway is what stands between.
+    Powers: a revoked site sends an active site's public key in front of its own. Flower keeps
+    a revoked site's registration: the gateway is what stands between. Control: alone it passes.
     """
     hub = Hub.make(tmp_path, sites=SITES)
     revoke_member(hub.stewards_roster, name="ward", steward=hub.steward, now=datetime.now(UTC))
@@ -376,7 +377,9 @@ def test_a_revoked_site_cannot_hide_behind_the_key_of_another(tmp_path: Path) ->
 
 
 def test_made_up_keys_do_not_hide_who_else_was_refused(gate: Gate) -> None:
-    """Own. Powers: anybody, a new key with each request. Control: the first of them are named."""
+    """Own. The list of who was refused is filled with strangers until nobody else is named.
+
+    Powers: anybody, a new key with each request. Control: the first of them are named."""
     problems = Problems(gate.home)
     for number in range(3 * STRANGERS_NAMED):
         problems.note("site-unknown", f"made up {number}")
@@ -387,7 +390,9 @@ def test_made_up_keys_do_not_hide_who_else_was_refused(gate: Gate) -> None:
 
 
 def test_whoever_asks_for_nonces_shuts_nobody_out(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Own. Powers: anybody, more requests than are remembered. Control: a member's visit still opens."""
+    """Own. The bank's memory of nonces is filled.
+
+    Powers: anybody, more requests than are remembered. Control: a member's visit still opens."""
     monkeypatch.setattr(visits, "MAX_NONCES", 20)
     with gate.client() as client:
         first = str(client.post("/v1/bank/visits").json()["nonce"])
@@ -397,7 +402,9 @@ def test_whoever_asks_for_nonces_shuts_nobody_out(gate: Gate, monkeypatch: pytes
 
 
 def test_whoever_does_not_read_is_cut_off_and_takes_few_places(tmp_path: Path) -> None:
-    """Own. Powers: a member that asks for more chunks than there are places, and reads none. Control: others work."""
+    """Own. Chunks are asked for and not read.
+
+    Powers: a member that asks for more chunks than there are places, and reads none. Control: others work."""
     hub = Hub.make(tmp_path, sites=SITES)
     toml = hub.home / "coordinator.toml"
     own = toml.read_text().replace("[gateway]\n", "[gateway]\nslow_client_s = 2.0\n", 1)
@@ -439,7 +446,9 @@ def _everything(line: ssl.SSLSocket) -> bytes:
 
 
 def test_a_trickle_keeps_no_place(tmp_path: Path) -> None:
-    """Own. Powers: a site that sends a byte now and then, for ever. Control: others get a place meanwhile."""
+    """Own. An upload trickles so that it is never silent for long.
+
+    Powers: a site that sends a byte now and then, for ever. Control: others get a place meanwhile."""
     hub = Hub.make(tmp_path, sites=SITES)
     toml = hub.home / "coordinator.toml"
     toml.write_text(toml.read_text().replace("[gateway]\n", "[gateway]\nslow_client_s = 1.0\n", 1))
@@ -465,7 +474,9 @@ def test_a_trickle_keeps_no_place(tmp_path: Path) -> None:
 
 
 def test_announcements_keep_room_and_a_site_has_few_in_a_round(tmp_path: Path) -> None:
-    """Own. Powers: active sites that announce more than there is room for, and organ after organ. Control: one fits."""
+    """Own. Room is announced that is not there.
+
+    Powers: active sites that announce more than there is room for, and organ after organ. Control: one fits."""
     hub = Hub.make(tmp_path, sites=SITES)
     toml = hub.home / "coordinator.toml"
     toml.write_text(toml.read_text().replace("[bank]\n", "[bank]\nmax_bytes = 12000000\n", 1))
@@ -485,7 +496,9 @@ def test_announcements_keep_room_and_a_site_has_few_in_a_round(tmp_path: Path) -
 
 
 def test_chunks_larger_than_the_coordinators_are_refused(gate: Gate, hub: Hub, tmp_path: Path) -> None:
-    """Own. Powers: a site that cuts its organ into chunks of 64 MiB, which fill memory. Control: the usual size."""
+    """Own. Chunks of another size than the coordinator's are announced.
+
+    Powers: a site that cuts its organ into chunks of 64 MiB, which fill memory. Control: the usual size."""
     sealed = seal_bytes(hub, tmp_path / "large", sender="clinic", size_bytes=9 * MIB)
     large = json.loads(list_chunks(sealed.path, chunk_bytes=64 * MIB).to_bytes())
     body = json.dumps({"label": b64encode(sealed.label).decode(), "chunks": large}).encode()
@@ -532,7 +545,9 @@ SESSION = {
 def test_a_coordinator_cannot_fill_a_sites_memory(
     liar: Callable[[dict[str, Response]], BankClient], tmp_path: Path
 ) -> None:
-    """Own. Powers: the coordinator answers a kilobyte that unpacks to hundreds of megabytes; then without end.
+    """Own. A bank answers more than was asked for.
+
+    Powers: the coordinator answers a kilobyte that unpacks to hundreds of megabytes; then without end.
 
     Control: the site's memory, measured, and in the other tests an honest answer.
     """
@@ -553,7 +568,9 @@ def test_a_coordinator_cannot_fill_a_sites_memory(
 def test_what_is_no_answer_of_a_bank_is_refused_by_name(
     liar: Callable[[dict[str, Response]], BankClient], sealed: SealedFile, body: bytes
 ) -> None:
-    """Own. Powers: a portal, or a coordinator, that answers anything. Control: a bank's own answers, elsewhere."""
+    """Own. Something else answers where the bank should.
+
+    Powers: a portal, or a coordinator, that answers anything. Control: a bank's own answers, elsewhere."""
     with pytest.raises(BankRefused):
         liar({"/v1/bank/visits": Response(body)}).upload(sealed.path, label=sealed.label)
     with pytest.raises(BankRefused):
@@ -563,7 +580,9 @@ def test_what_is_no_answer_of_a_bank_is_refused_by_name(
 def test_a_bank_that_wants_it_again_for_ever_is_given_up(
     liar: Callable[[dict[str, Response]], BankClient], sealed: SealedFile
 ) -> None:
-    """Own. Powers: the coordinator says of each chunk that it differs. Control: an upload that was cut goes on."""
+    """Own. A bank wants the same chunk again without end.
+
+    Powers: the coordinator says of each chunk that it differs. Control: an upload that was cut goes on."""
     organ_path = organ(sealed)
     client = liar(
         {

@@ -20,6 +20,8 @@ from tests.support.coordinator_kills import MOMENTS, ONE_LABEL_MORE
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.faults
+
 
 def found(mode: str, folder: Path) -> dict[str, Any]:
     """How each moment ended."""

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.deployment.conftest import Start
-from tests.support.deployed import Deployed
+from tests.support.deployed import Deployed, another_time
 
 pytestmark = pytest.mark.faults
 PLAN = {"retry_s": 2.0, "join_timeout_s": 200.0, "round_timeout_s": 300.0}
@@ -48,3 +48,11 @@ def test_a_connection_torn_in_its_handshake_is_made_again_without_hands(fed: Dep
     fed.until_closed(2, timeout_s=240)
     assert all_sealed(fed, 2), fed.tell()
     assert all(fed.commands[site].is_alive for site in SITES)
+
+
+def test_a_site_whose_clock_is_a_day_off_is_told_so_and_not_connected(fed: Deployed) -> None:
+    """libfaketime shows its processes tomorrow; everybody else, and the gateway, have today."""
+    assert fed.commands["ward"].stop() == 0
+    tomorrow = fed.join("ward", environment=another_time("+1d"))
+    assert tomorrow.wait(timeout_s=60) == 6
+    assert "clock-apart" in tomorrow.said()

@@ -69,6 +69,15 @@ def is_torn(connection: socket.socket) -> bool:
     return not goes_through(connection, b"x")
 
 
+def is_torn_at_once(proxy: Proxy) -> bool:
+    """A new connection, which may be torn before it is known to be one."""
+    try:
+        with connect(proxy) as one:
+            return is_torn(one)
+    except OSError:
+        return True
+
+
 def test_an_open_relay_carries_both_ways_and_counts(proxy: Proxy) -> None:
     with connect(proxy) as one:
         assert say(one, b"abc" * 100_000) == b"abc" * 100_000
@@ -81,8 +90,7 @@ def test_a_cut_tears_what_is_there_and_what_comes_until_it_is_mended(proxy: Prox
         assert say(one) == b"x"
         proxy.cut()
         assert is_torn(one)
-        with connect(proxy) as two:
-            assert is_torn(two)
+        assert is_torn_at_once(proxy)
         proxy.mend()
         with connect(proxy) as three:
             assert say(three) == b"x"
@@ -114,5 +122,4 @@ def test_nobody_behind_it_is_a_torn_connection(proxy: Proxy) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         proxy.target = unused.getsockname()[1]
-        with connect(proxy) as one:
-            assert is_torn(one)
+        assert is_torn_at_once(proxy)

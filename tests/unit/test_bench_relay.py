@@ -19,6 +19,7 @@ BANK = {
 
 
 def test_a_gateway_that_is_killed_in_an_upload_is_sent_the_rest_only(tmp_path: Path) -> None:
+    before = set(programs({os.getpid(): "test"}))
     result = bench_relay(tmp_path / "work", size_bytes=8 * MIB, flower_bytes=0)
     bank = result["bank"]
     assert result["schema"] == "not-fed/bench-relay/1"
@@ -29,7 +30,7 @@ def test_a_gateway_that_is_killed_in_an_upload_is_sent_the_rest_only(tmp_path: P
     assert 0 <= bank["sent_twice"] <= 2 * CHUNK
     sealed = (tmp_path / "work" / "organ.sealed").read_bytes()
     assert [(tmp_path / "work" / name).read_bytes() == sealed for name in RECIPIENTS] == [True] * 3
-    assert set(programs({os.getpid(): "test"})) == {os.getpid()}
+    assert set(programs({os.getpid(): "test"})) <= before
     assert bank.keys() >= BANK
     assert "3 sites" in table(result)
 
