@@ -9,10 +9,7 @@ import json
 import os
 import re
 import secrets
-import shutil
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +26,7 @@ from not_fed.coordinator.state import CoordinatorState
 from not_fed.envelope.invitation import SUFFIX, Invitation, split_address, write_invitation
 from not_fed.envelope.task import ProposedPrivacy, Training
 from not_fed.errors import InputError
+from not_fed.home import new_home
 from not_fed.keys import PublicIdentity, Secret, create_keys
 from not_fed.keys.identity import check_name
 from not_fed.processes import tls
@@ -109,7 +107,7 @@ def create_coordinator(home: Path, wishes: Wishes, *, work_factor: int = WORK_FA
     Raises:
         OutputExists: there is something in it. BadSettings, GivenFiles; CertificateExpired: the given one.
     """
-    with _new_home(home) as part:
+    with new_home(home, last=DEPLOYMENT_FILE) as part:
         passphrase = secrets.token_hex(32).encode()
         files.write_atomic(part / "passphrase", passphrase + b"\n")
         identity = create_keys(
@@ -228,25 +226,6 @@ class _NewPlan(Settings):
     privacy: ProposedPrivacy | None = None
 
     model_config = Settings.model_config | {"extra": "ignore"}
-
-
-@contextmanager
-def _new_home(home: Path) -> Iterator[Path]:
-    """As `files.new_folder`; an empty folder that is there already (a service's, a mounted one) is filled last."""
-    if not home.is_dir() or any(home.iterdir()):
-        with files.new_folder(home) as part:
-            yield part
-        return
-    part = home / ".new"
-    part.mkdir(mode=0o700)
-    try:
-        yield part
-        home.chmod(0o700)
-        for entry in sorted(part.iterdir(), key=lambda entry: entry.name == DEPLOYMENT_FILE):  # that one last
-            entry.rename(home / entry.name)
-        files.fsync_folder(home)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _own_certificate(folder: Path, *, host: str) -> Path:

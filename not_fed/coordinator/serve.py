@@ -13,16 +13,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 import uvicorn
 
@@ -42,6 +39,7 @@ from not_fed.coordinator.state import CoordinatorState, is_run_locked
 from not_fed.envelope.invitation import split_address
 from not_fed.errors import InputError, NotFedError, PeerError
 from not_fed.home import Home
+from not_fed.processes.alone import asked_to_end
 from not_fed.processes.supervisor import Supervisor
 from not_fed.trust.roster import TrustedRoster
 
@@ -60,13 +58,6 @@ class PartDown(PeerError):
     """A part of serve has ended by itself."""
 
     code = "serve-part-down"
-
-
-@dataclass
-class _Wish:
-    """Set by a signal: end, in order."""
-
-    stop: bool = False
 
 
 def serve(home: Path, *, until_complete: bool = False, say: Callable[[str], None]) -> None:
@@ -110,29 +101,29 @@ class Served:
         self._commands = FlowerCommands(home)
         self.keeper = Keeper(home, flower=self._commands, nodes=self.nodes, say=say)
         self._supervisor = Supervisor(self._commands.children(), say=say, on_exit=self._has_died)
-        self._wish, self._ending = _Wish(), threading.Event()
+        self._wish, self._ending = threading.Event(), threading.Event()  # asked to end; at it
         self._facts: dict[str, object] = {}
         self._certificate_at, self._fingerprint = 0.0, certificate.facts.fingerprint
 
     def run(self, plan: FederationPlan, roster: TrustedRoster, *, until_complete: bool) -> None:
         """All of `serve` once the home is this process's alone."""
         self._introduce(plan, roster)
-        with _signals(self._wish), _logged(self._say):
+        with asked_to_end(self._wish), _logged(self._say):
             self._stack.callback(self._end)
             self._start()
             gateway = self._open_gateway()
             keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
             keeper.start()
-            while not self._wish.stop and not (until_complete and self._is_over()):
+            while not self._wish.is_set() and not (until_complete and self._is_over()):
                 self._supervisor.poll()
                 self._look_after_certificate()
                 self._write_facts()
                 if not gateway.is_alive() or not keeper.is_alive():
                     raise _down("gateway" if keeper.is_alive() else "keeper")
                 time.sleep(POLL_S)
-            if self.keeper.stopped is not None and until_complete and not self._wish.stop:
+            if self.keeper.stopped is not None and until_complete and not self._wish.is_set():
                 raise self.keeper.stopped
-        self._say("stopped in order" if self._wish.stop else f"run {plan.run} is complete")
+        self._say("stopped in order" if self._wish.is_set() else f"run {plan.run} is complete")
 
     def _is_over(self) -> bool:
         return (self.keeper.complete and not is_run_locked(self._home)) or self.keeper.stopped is not None
@@ -305,21 +296,6 @@ def _logged(say: Callable[[str], None]) -> Iterator[None]:
     finally:
         for logger, handler in handlers.items():
             logger.removeHandler(handler)
-
-
-@contextmanager
-def _signals(wish: _Wish) -> Iterator[None]:
-    """SIGTERM and SIGINT become a wish; a second one is not heard until the end is over."""
-
-    def wished(_: int, __: FrameType | None) -> None:
-        wish.stop = True
-
-    before = {number: signal.signal(number, wished) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _certificate_line(certificate: GatewayCertificate) -> str:

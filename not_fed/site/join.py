@@ -9,18 +9,14 @@ what was spent lies in the home, never in one of these processes: whatever is ki
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 from not_fed import files
 from not_fed.canonical import format_time
@@ -28,6 +24,7 @@ from not_fed.errors import InputError, NotFedError, PeerError, TrustError
 from not_fed.home import Home
 from not_fed.keys import SigningKeys
 from not_fed.processes import flower
+from not_fed.processes.alone import asked_to_end, facts_of, held
 from not_fed.processes.ports import free_port, listens
 from not_fed.processes.shims import write_shims
 from not_fed.processes.supervisor import BackOff, Child, Supervisor
@@ -83,7 +80,7 @@ def join(
     """
     home = home.resolve()
     connection, policy = require_connection(home), load_policy(home)
-    with _joining_alone(home), ExitStack() as stack:
+    with held(home / LOCK_FILE, busy=lambda: _joined(home)), ExitStack() as stack:
         os.umask(0o077)
         Joined(home, connection, policy, rehearse=rehearse, say=say, stack=stack).run(root_sha256)
 
@@ -108,7 +105,7 @@ class Joined:
         require_flower()
         self._keys = Home(self._home).signer().public
         Home(self._home).opener()
-        with _signals(self._end):
+        with asked_to_end(self._end):
             roster = self._until_reached(root_sha256)
             if roster is None:
                 return
@@ -250,59 +247,14 @@ def children(home: Path, connection: Connection, *, port: int, rehearse: bool = 
 
 def joining(home: Path) -> dict[str, object] | None:
     """What the process that keeps `home` connected says about itself; None when there is none."""
-    try:
-        with (home / LOCK_FILE).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        try:
-            facts = json.loads(files.read_regular(home / FLOWER / FACTS_FILE, max_bytes=1 << 16))
-        except (NotFedError, ValueError):
-            return {}
-        return facts if isinstance(facts, dict) else {}
-    except OSError:
-        return None
-    return None
+    return facts_of(home / LOCK_FILE, home / FLOWER / FACTS_FILE)
 
 
-@contextmanager
-def _joining_alone(home: Path) -> Iterator[None]:
-    """Be the only process that keeps this home connected, for the block; raises AlreadyJoined."""
-    descriptor = os.open(home / LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        deadline = time.monotonic() + 1.0  # `joining` takes a shared lock for a moment
-        while not _try_lock(descriptor):
-            if time.monotonic() > deadline:
-                raise AlreadyJoined(
-                    where=str(home), expected="a home that nobody keeps connected", got="one that is",
-                    hint="not-fed site status shows by which process",
-                )  # fmt: skip
-            time.sleep(0.05)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextmanager
-def _signals(end: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for the end, in order."""
-
-    def wished(_: int, __: FrameType | None) -> None:
-        end.set()
-
-    before = {number: signal.signal(number, wished) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _joined(home: Path) -> AlreadyJoined:
+    return AlreadyJoined(
+        where=str(home), expected="a home that nobody keeps connected", got="one that is",
+        hint="not-fed site status shows by which process",
+    )  # fmt: skip
 
 
 def _may_pass(error: PeerError) -> bool:

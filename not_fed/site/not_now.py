@@ -6,20 +6,18 @@ Their codes are those of `envelope.waiting`; every other refusal is an answer.
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
 import sqlite3
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from not_fed.errors import BudgetError, InputError, PeerError
 from not_fed.files import NoSpace
+from not_fed.processes.alone import held, is_held
 from not_fed.store import StoreDamaged
 
 LOCK_FILE = "work.lock"
-PATIENCE_S, PAUSE_S = 2.0, 0.05
+PATIENCE_S = 2.0
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_DATABASE = "database or disk is full"
 _LOCKED_DATABASE = "database is locked"
@@ -55,8 +53,7 @@ class DiskFull(InputError):
     code = "disk-full"
 
 
-@contextmanager
-def at_work(home: Path) -> Iterator[None]:
+def at_work(home: Path) -> AbstractContextManager[None]:
     """For the block no other process works on a task of this home.
 
     Raises:
@@ -64,35 +61,12 @@ def at_work(home: Path) -> Iterator[None]:
     Guarantees: the kernel frees the lock when its process ends, however it ends.
     Proved by: tests/unit/test_site_not_now.py::test_a_second_process_does_not_work_on_a_task_of_the_same_home
     """
-    descriptor = os.open(home / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        until = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise _busy(home) from None
-                time.sleep(PAUSE_S)
-        yield
-    finally:
-        os.close(descriptor)
+    return held(home / LOCK_FILE, busy=lambda: _busy(home), patience_s=PATIENCE_S)
 
 
 def is_at_work(home: Path) -> bool:
     """Whether a process works on a task of this home now."""
-    try:
-        descriptor = os.open(home / LOCK_FILE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    return is_held(home / LOCK_FILE)
 
 
 @contextmanager
