@@ -32,6 +32,7 @@ class ModeName(StrEnum):
     """How sites share what they train."""
 
     BANK = "bank"
+    SECURE_SUM = "secure-sum"
     TRUSTED = "trusted"
 
 

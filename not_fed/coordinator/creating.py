@@ -13,7 +13,6 @@ import tomllib
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
@@ -24,7 +23,7 @@ from not_fed.coordinator.nodes import FOLDER as NODES
 from not_fed.coordinator.plan import PLAN_FILE
 from not_fed.coordinator.state import CoordinatorState
 from not_fed.envelope.invitation import SUFFIX, Invitation, split_address, write_invitation
-from not_fed.envelope.task import ProposedPrivacy, Training
+from not_fed.envelope.task import Mode, ProposedPrivacy, Training
 from not_fed.errors import InputError
 from not_fed.home import new_home
 from not_fed.keys import PublicIdentity, Secret, create_keys
@@ -71,7 +70,7 @@ class Wishes:
     base: str
     base_sha256: str
     span: tuple[int, int]
-    mode: Literal["bank", "trusted"] = "bank"
+    mode: Mode = "bank"
     rounds: int = 2
     run: str = "run-1"
     privacy: ProposedPrivacy | None = None
@@ -162,7 +161,7 @@ def invite(home: Path, *, out: Path, overwrite: bool = False) -> str:
     invitation = Invitation(
         v=1, federation=plan.federation, coordinator=plan.name, address=deployment.address,
         ca_certificate=None if ca is None else files.read_regular(home / ca, max_bytes=_MAX_PEM_BYTES).decode("ascii"),
-        bundle_sha256=expected_bundle_sha256(), base=deployment.base, base_sha256=plan.base_sha256, spans=(plan.span,),
+        bundle_sha256=expected_bundle_sha256(), base=deployment.base, base_sha256=plan.base_sha256, spans=tuple(plan.spans) if plan.span is None else (plan.span,),
         mode=plan.mode, rounds=plan.rounds, privacy=plan.privacy, not_fed=not_fed.__version__,
     )  # fmt: skip
     return write_invitation(invitation, out=out, overwrite=overwrite)
@@ -216,12 +215,13 @@ class _NewPlan(Settings):
     name: Name
     federation: Name
     run: Name
-    mode: Literal["bank", "trusted"]
+    mode: Mode
     sites: list[Name] = Field(default=[])
     rounds: int
     base_sha256: Sha256
     base: str | None = None
-    span: Pair
+    span: Pair | None = None
+    spans: list[Pair] = Field(default=[])
     training: Training
     privacy: ProposedPrivacy | None = None
 
@@ -268,10 +268,10 @@ def _plan_text(wishes: Wishes) -> str:
     return _PLAN.format(
         name=_text(wishes.name), federation=_text(wishes.federation), run=_text(wishes.run), mode=_text(wishes.mode),
         rounds=wishes.rounds, base_sha256=_text(wishes.base_sha256), span=list(wishes.span),
-        base=f"base = {_text(wishes.base)}" if wishes.mode == "trusted" else f"# base = {_text(wishes.base)}",
+        base=f"base = {_text(wishes.base)}" if wishes.mode != "bank" else f"# base = {_text(wishes.base)}",
         training="\n".join(f"{key} = {_text(value)}" for key, value in training.model_dump().items()),
         off="# " if privacy is None else "", epsilon=privacy.epsilon if privacy else 3.0,
-        delta=privacy.delta if privacy else 1e-5,
+        delta=privacy.delta if privacy else 1e-5, sum_off="" if wishes.mode == "secure-sum" else "# ",
     )  # fmt: skip
 
 
@@ -285,12 +285,13 @@ _PLAN = """\
 name = {name}
 federation = {federation}
 run = {run}  # once a run has begun, its plan stays: for another plan choose another name
-mode = {mode}  # "bank": sites share organs with each other; "trusted": this coordinator opens and averages them
+mode = {mode}  # "bank": sites share organs with each other; "trusted": this coordinator opens and averages them;
+# "secure-sum": it sees the sum of what they send, and no single one; at least three sites
 sites = []  # who takes part; `not-fed coordinator enrol` adds names until the run has begun
 rounds = {rounds}
 span = {span}
 base_sha256 = {base_sha256}
-{base}  # in mode "trusted" needed: organs are held against it before they are averaged
+{base}  # needed where this coordinator makes the aggregate: in modes "trusted" and "secure-sum"
 
 # min_answers = 2            # a round with fewer organs is closed as such, and opened again
 # round_timeout_s = 3600.0   # how long a round waits for its last answer
@@ -302,6 +303,12 @@ base_sha256 = {base_sha256}
 {off}[privacy]  # what each site is asked for; its own policy may want more
 {off}epsilon = {epsilon}
 {off}delta = {delta}
+
+{sum_off}[secure_sum]  # counts once the stewards have signed it: not-fed roster plan
+{sum_off}collude = 1  # how many sites may tell this coordinator everything without another's organ being opened
+{sum_off}vanish = 0   # how many helpers of a round may be lost after the uploads without losing the round
+{sum_off}quorum = 0   # how many sites have to accept a round's aggregate; 0 without a vote
+{sum_off}blind = false  # true: this coordinator cannot read the sum either; needs a quorum
 """
 
 _DEPLOYMENT = """\

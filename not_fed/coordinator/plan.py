@@ -9,11 +9,30 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from not_fed import canonical, settings
-from not_fed.envelope.task import ProposedPrivacy, Training
+from not_fed.envelope.task import Mode, ProposedPrivacy, Training
 from not_fed.settings import Name, Pair, Settings, Sha256
+from not_fed.trust.plans import SumPlan, UnsafePlan
 
 PLAN_FILE = "federation.toml"
 PATIENCE = ("round_timeout_s", "join_timeout_s", "retry_s", "retry_after_s", "max_attempts")
+
+
+class SecureSumTable(Settings):
+    """What the stewards are asked to sign for a secure sum; see `not_fed.trust.plans.SumPlan`.
+
+    Attributes:
+        quorum: how many sites have to accept a round's aggregate; 0 without a vote.
+    """
+
+    collude: int = Field(default=1, ge=0)
+    vanish: int = Field(default=0, ge=0)
+    min_sites: int | None = Field(default=None, ge=1)
+    word_bits: Literal[16, 32] = 32
+    value_bits: int = Field(default=24, ge=4, le=31)
+    clip: float = Field(default=2.0**-4, gt=0)
+    max_weight: int = Field(default=1, ge=1)
+    blind: bool = False
+    quorum: int = Field(default=0, ge=0)
 
 
 class FederationPlan(Settings):
@@ -23,7 +42,11 @@ class FederationPlan(Settings):
         name: the coordinator's own name in the roster.
         run: names this run; a site answers each round of a run once.
         sites: who is invited, by their names in the roster.
-        base: in mode trusted, the base model's folder (or a name that not-fed knows): organs are checked against it.
+        base: the base model's folder (or a name that not-fed knows), where the coordinator makes the aggregate: in
+            mode trusted, and in mode secure-sum unless the sum is blind.
+        span, spans: the layers that are trained; with several spans, each round trains another one, in turn.
+        quorum: in mode trusted, how many sites have to accept a round's aggregate; 0 without a vote.
+        secure_sum: in mode secure-sum; the plan counts once the stewards have signed it into the roster.
         weights: share of each site in the mean, declared and public; a site that is not listed counts 1.
         min_answers: a round with fewer organs than this is closed as such and opened again later.
         round_timeout_s: how long a round waits for its last answer.
@@ -38,12 +61,13 @@ class FederationPlan(Settings):
     name: Name
     federation: Name
     run: Name
-    mode: Literal["bank", "trusted"]
+    mode: Mode
     sites: list[Name] = Field(min_length=2, max_length=250)
     rounds: int = Field(ge=1, le=10_000)
     base_sha256: Sha256
     base: str | None = None
-    span: Pair
+    span: Pair | None = None
+    spans: list[Pair] = Field(default=[], max_length=64)
     weights: dict[Name, float] = Field(default={})
     min_answers: int = Field(default=2, ge=1)
     round_timeout_s: float = Field(default=3600.0, gt=0)
@@ -54,20 +78,62 @@ class FederationPlan(Settings):
     max_parcel_bytes: int = Field(default=8 << 30, ge=1)
     training: Training
     privacy: ProposedPrivacy | None = None
+    quorum: int = Field(default=0, ge=0)
+    secure_sum: SecureSumTable | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(set(self.sites)) != len(self.sites):
             raise ValueError("each site once in sites")
-        if not 0 <= self.span[0] < self.span[1]:
-            raise ValueError("span as [start, stop] with 0 <= start < stop")
+        if (self.span is None) == (not self.spans):
+            raise ValueError("either span or spans")
+        if any(not 0 <= start < stop for start, stop in self.in_turn):
+            raise ValueError("each span as [start, stop] with 0 <= start < stop")
         if not set(self.weights) <= set(self.sites) or any(weight <= 0 for weight in self.weights.values()):
             raise ValueError("a positive weight for sites of this run only")
         if self.mode == "trusted" and self.base is None:
             raise ValueError("base in mode trusted, to check organs against before they are averaged")
         if self.min_answers > len(self.sites):
             raise ValueError("min_answers of at most the number of sites")
+        if self.quorum and self.mode != "trusted":
+            raise ValueError("quorum in mode trusted only; in mode secure-sum it stands in [secure_sum], signed")
+        if self.quorum > len(self.sites):
+            raise ValueError("a quorum of at most the number of sites")
+        self._sums_consistently()
         return self
+
+    def _sums_consistently(self) -> None:
+        table = self.secure_sum
+        if (table is not None) != (self.mode == "secure-sum"):
+            raise ValueError("[secure_sum] in mode secure-sum, and there only")
+        if table is None:
+            return
+        if self.weights:
+            raise ValueError("no weights in mode secure-sum: each site declares its own, inside the sum (max_weight)")
+        if not table.blind and self.base is None:
+            raise ValueError("base in mode secure-sum: the coordinator adds the mean change to it")
+        try:
+            self.sum_plan().thresholds()
+        except UnsafePlan as error:
+            raise ValueError(f"{error.expected}, not {error.got}: {error.hint}") from None
+
+    @property
+    def in_turn(self) -> tuple[Pair, ...]:
+        """The spans of the rounds, in turn."""
+        return tuple(self.spans) if self.span is None else (self.span,)
+
+    def span_of(self, round_number: int) -> tuple[int, int]:
+        """The layers that a round trains."""
+        return self.in_turn[(round_number - 1) % len(self.in_turn)]
+
+    def sum_plan(self) -> SumPlan:
+        """What the stewards sign for this run; only in mode secure-sum."""
+        if self.secure_sum is None:
+            raise ValueError("this run has no secure sum")
+        return SumPlan(
+            federation=self.federation, run=self.run, coordinator=self.name, sites=tuple(sorted(self.sites)),
+            rounds=self.rounds, base_sha256=self.base_sha256, spans=self.in_turn, **self.secure_sum.model_dump(),
+        )  # fmt: skip
 
     def recipients(self) -> list[str]:
         """To whom a site seals its organ: each other site, or the aggregator alone."""

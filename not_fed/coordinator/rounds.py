@@ -436,7 +436,7 @@ class Rounds:
         digest, size = claimed.sealed.sha256, claimed.sealed.size_bytes
         if self.log is not None:
             self.log.enter(self.bank.label(digest), now=now)
-        ref = ParcelRef(sender=site, sealed_sha256=digest, size_bytes=size, weight=1.0)
+        ref = ParcelRef(sender=site, round=step.round, sealed_sha256=digest, size_bytes=size, weight=1.0)
         self.state.deliver(self._delivery(step, ref, recipient=self.plan.name))
         return digest, size
 
@@ -492,7 +492,8 @@ class Rounds:
             mode=plan.mode,
             kind=step.kind,
             base_sha256=plan.base_sha256,
-            span=plan.span,
+            span=plan.span_of(step.round),
+            spans=plan.in_turn,
             training=plan.training,
             privacy=plan.privacy,
             sites=tuple(plan.sites),
@@ -514,10 +515,11 @@ class Rounds:
             return []
         if self.plan.mode == "trusted":
             digest, size = self._aggregate(before, self._good(before), now=now)
-            return [ParcelRef(sender=self.plan.name, sealed_sha256=digest, size_bytes=size, weight=1.0)]
+            return [ParcelRef(sender=self.plan.name, round=before.round, sealed_sha256=digest, size_bytes=size, weight=1.0)]
         return [
             ParcelRef(
                 sender=one.site,
+                round=one.round,
                 sealed_sha256=str(one.sealed_sha256),
                 size_bytes=one.size_bytes,
                 weight=self.plan.weights.get(one.site, 1.0),

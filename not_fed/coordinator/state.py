@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from not_fed.envelope.task import Kind
 from not_fed.errors import InputError, PeerError
 from not_fed.store import Store
 
@@ -50,7 +51,6 @@ CREATE TABLE IF NOT EXISTS problems (code TEXT NOT NULL, site TEXT NOT NULL, tex
     last TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (code, site, text)) STRICT;
 """
 
-StepKind = Literal["train", "receive"]
 Status = Literal["sealed", "received", "refused", "waiting", "bad-answer", "silent", "late", "again", "revoked"]
 GOOD = ("sealed", "received")
 AttemptOutcome = Literal["enough", "too-few"]
@@ -76,7 +76,7 @@ class Step:
 
     run: str
     round: int
-    kind: StepKind
+    kind: Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ class Answered:
 
     run: str
     round: int
-    kind: StepKind
+    kind: Kind
     site: str
     status: Status
     code: str | None

@@ -112,7 +112,7 @@ def _average(
 ) -> Path:
     mean, added, base = OrganMean(scratch=work), 0, find_base(str(plan.base))
     expect = Expectation(
-        federation=plan.federation, round_number=round_number, base_sha256=plan.base_sha256, span=plan.span
+        federation=plan.federation, round_number=round_number, base_sha256=plan.base_sha256, span=plan.span_of(round_number)
     )
     for answer in sorted(answers, key=lambda one: one.site):  # the same order as a site's own mean
         out, digest, sealed = work / "one.organ", str(answer.sealed_sha256), work / "one.sealed"

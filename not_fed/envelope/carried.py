@@ -14,7 +14,7 @@ from pydantic import Field, StringConstraints, model_validator
 from not_fed.envelope.dsse import Moment, Name, Sha256, Statement, parse_statement, sign_statement
 from not_fed.envelope.label import MAX_LABEL_BYTES
 from not_fed.envelope.receipt import MAX_RECEIPT_BYTES
-from not_fed.envelope.task import Hex128
+from not_fed.envelope.task import Hex128, Kind
 from not_fed.errors import TrustError
 from not_fed.keys import Signer
 from not_fed.trust.members import CLOCK_SKEW, TrustedRoster
@@ -52,7 +52,7 @@ class CarriedAnswer(Statement):
     task: Hex128
     run: Name
     round: int = Field(ge=1, le=10_000)
-    kind: Literal["train", "receive"]
+    kind: Kind
     label: Annotated[str, StringConstraints(max_length=MAX_LABEL_BYTES)] | None
     sealed_sha256: Sha256 | None
     size_bytes: Annotated[int, Field(ge=1, lt=1 << 53)] | None

@@ -15,7 +15,7 @@ from pydantic import Field, StringConstraints, model_validator
 from not_fed import canonical, files
 from not_fed.envelope.dsse import MalformedSigned, Name, Sha256, Statement
 from not_fed.envelope.enrolment import Version
-from not_fed.envelope.task import ProposedPrivacy
+from not_fed.envelope.task import Mode, ProposedPrivacy
 from not_fed.errors import InputError
 from not_fed.keys.identity import spoken
 
@@ -59,7 +59,7 @@ class Invitation(Statement):
     base: Annotated[str, StringConstraints(min_length=1, max_length=512)]
     base_sha256: Sha256
     spans: tuple[tuple[int, int], ...] = Field(min_length=1, max_length=64)
-    mode: Literal["bank", "trusted"]
+    mode: Mode
     rounds: int = Field(ge=1, le=10_000)
     privacy: ProposedPrivacy | None
     not_fed: Version

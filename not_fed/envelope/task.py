@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from not_fed.envelope.dsse import Moment, Name, Sha256, Statement, check_validity, parse_statement, sign_statement
+from not_fed.envelope.summing import MAX_KEY_BYTES, SumCall
 from not_fed.errors import PeerError, TrustError
 from not_fed.keys import Signer
 from not_fed.trust.members import CLOCK_SKEW, TrustedRoster
@@ -21,10 +22,12 @@ from not_fed.trust.members import CLOCK_SKEW, TrustedRoster
 TASK_TYPE = "application/vnd.not-fed.task.v1+json"
 GREETING_TYPE = "application/vnd.not-fed.greeting.v1+json"
 MAX_TASK_BYTES = 256 << 10
-PROTOCOL: Final = 1  # what coordinator and site say to each other; goes up when an older side would misunderstand
+PROTOCOL: Final = 2  # what coordinator and site say to each other; goes up when an older side would misunderstand
 _MAX_VALIDITY = timedelta(days=30)
 
 Version = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,63}\z")]
+Mode = Literal["bank", "secure-sum", "trusted"]
+Kind = Literal["train", "help", "reveal", "vote", "receive"]
 Hex128 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}\z")]
 
 
@@ -78,26 +81,48 @@ class ProposedPrivacy(Statement):
 
 
 class ParcelRef(Statement):
-    """One sealed organ of the round before, as the coordinator counted it.
+    """One sealed organ that counts, as the coordinator counted it.
 
     Attributes:
-        sender: who sealed it: a site in mode bank, the aggregator in mode trusted.
+        sender: who sealed it: a site in mode bank, the aggregator in the others.
+        round: the round in which it was made.
         weight: its share in the mean is weight over the sum of weights.
     """
 
     sender: Name
+    round: int = Field(ge=1)
     sealed_sha256: Sha256
     size_bytes: int = Field(ge=1)
     weight: float = Field(gt=0)
+
+
+class TotalRef(Statement):
+    """A blind sum that the coordinator relays and cannot read.
+
+    Attributes:
+        call: what was summed; active_sha256: over which uploads, whose labels come with it.
+        sha256, size_bytes: of the words.
+    """
+
+    call: SumCall
+    active_sha256: Sha256
+    sha256: Sha256
+    size_bytes: int = Field(ge=1)
 
 
 class Task(Statement):
     """One step of a run, the same signed bytes for every site.
 
     Attributes:
-        kind: train a round's organ and send it, or receive the last round's result.
+        kind: train a round's organ and send it (or its masked change); help to take the masks off a secure sum; reveal
+            shares in the place of a lost helper; vote on a candidate; or receive the result.
+        span, spans: the layers of this round, and of the rounds in turn.
         sites: who takes part; recipients: to whom a site seals its organ (itself left out).
-        parcels: all sealed organs that count for the round before; a site is sent those of others.
+        parcels: all sealed organs that count: the newest of each span, and for a vote the candidate alone. A site is
+            sent those of others.
+        call: in mode secure-sum, what this round's answers are bound to.
+        active_sha256: the set of uploads that is summed; missing: the helpers that were lost.
+        total: a blind sum, for those who can unmask it.
     """
 
     v: Literal[1]
@@ -106,15 +131,20 @@ class Task(Statement):
     run: Name
     round: int = Field(ge=1)
     rounds: int = Field(ge=1, le=10_000)
-    mode: Literal["bank", "trusted"]
-    kind: Literal["train", "receive"]
+    mode: Mode
+    kind: Kind
     base_sha256: Sha256
     span: tuple[int, int]
+    spans: tuple[tuple[int, int], ...] = Field(min_length=1, max_length=64)
     training: Training
     privacy: ProposedPrivacy | None
     sites: tuple[Name, ...] = Field(min_length=2, max_length=250)
     recipients: tuple[Name, ...] = Field(min_length=1, max_length=250)
     parcels: tuple[ParcelRef, ...]
+    call: SumCall | None = None
+    active_sha256: Sha256 | None = None
+    missing: tuple[Name, ...] = ()
+    total: TotalRef | None = None
     coordinator: Name
     issued: Moment
     expires: Moment
@@ -122,33 +152,56 @@ class Task(Statement):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        latest = self.round if self.kind in ("vote", "receive") else self.round - 1
         rules = {
             "round of at most rounds": self.round <= self.rounds,
-            "a span [start, stop] with 0 <= start < stop": 0 <= self.span[0] < self.span[1],
-            "a receiving task for the last round only": self.kind == "train" or self.round == self.rounds,
-            "parcels exactly where there is a round before": bool(self.parcels)
-            == (self.kind == "receive" or self.round > 1),
+            "spans [start, stop] with 0 <= start < stop": all(0 <= start < stop for start, stop in self.spans),
+            "the round's own span": self.span == self.spans[(self.round - 1) % len(self.spans)],
+            "a receiving task for the last round only": self.kind != "receive" or self.round == self.rounds,
+            "parcels of rounds that are over": all(ref.round <= latest for ref in self.parcels),
             "recipients as the mode has them": sorted(self.recipients)
             == (sorted(self.sites) if self.mode == "bank" else [self.coordinator]),
             "each sealed organ once": len({ref.sealed_sha256 for ref in self.parcels}) == len(self.parcels),
-            "one organ of each sender": len({ref.sender for ref in self.parcels}) == len(self.parcels),
+            "one organ of each sender and round": len({(ref.sender, ref.round) for ref in self.parcels})
+            == len(self.parcels),
+            "one round of each span": len({(ref.sender, self.span_of(ref.round)) for ref in self.parcels})
+            == len(self.parcels),
             "an end after its beginning, in at most 30 days": timedelta(0)
             < self.expires - self.issued
             <= _MAX_VALIDITY,
+            **self._sum_rules(),
         }
         for rule, kept in rules.items():
             if not kept:
                 raise ValueError(rule)
         return self
 
+    def _sum_rules(self) -> dict[str, bool]:
+        call, summing = self.call, self.mode == "secure-sum"
+        return {
+            "help and reveal in mode secure-sum only": summing or self.kind not in ("help", "reveal"),
+            "no vote in mode bank": self.mode != "bank" or self.kind != "vote",
+            "a call exactly where answers are summed": (call is not None)
+            == (summing and self.kind in ("train", "help", "reveal")),
+            "a call for this run and round": call is None
+            or (call.federation, call.run, call.round) == (self.federation, self.run, self.round),
+            "a set of uploads exactly where masks come off": (self.active_sha256 is not None)
+            == (self.kind in ("help", "reveal")),
+            "missing helpers exactly where shares are asked for": bool(self.missing) == (self.kind == "reveal"),
+            "missing helpers sorted, each once": list(self.missing) == sorted(set(self.missing)),
+            "a blind sum in mode secure-sum only": self.total is None or summing,
+            "a blind sum of this run": self.total is None
+            or (self.total.call.federation, self.total.call.run) == (self.federation, self.run),
+        }
+
+    def span_of(self, round_number: int) -> tuple[int, int]:
+        """The layers that a round of this run trains."""
+        return self.spans[(round_number - 1) % len(self.spans)]
+
     def terms(self) -> dict[str, Any]:
         """What must not change from one task of a run to the next."""
-        names = {"federation", "rounds", "mode", "base_sha256", "span", "training", "privacy", "sites", "recipients"}
+        names = {"federation", "rounds", "mode", "base_sha256", "spans", "training", "privacy", "sites", "recipients"}
         return self.model_dump(mode="json", include=names | {"coordinator"})
-
-    def parcels_round(self) -> int:
-        """The round whose organs come with this task."""
-        return self.round if self.kind == "receive" else self.round - 1
 
 
 class Greeting(Statement):
@@ -157,6 +210,7 @@ class Greeting(Statement):
     Attributes:
         log_size: how much of the coordinator's log the site has seen; what it is sent must have grown from there.
         not_fed: the version that is installed there; protocol: what it speaks.
+        round_key: a signed sealing key for the site's next secure sum, where its policy has that mode.
     """
 
     v: Literal[1]
@@ -167,6 +221,7 @@ class Greeting(Statement):
     log_size: int = Field(ge=0, lt=1 << 62)
     not_fed: Version
     protocol: int = Field(ge=1, lt=1 << 16)
+    round_key: Annotated[str, StringConstraints(max_length=MAX_KEY_BYTES)] | None = None
     issued: Moment
 
 

@@ -55,7 +55,7 @@ def gather(job: Job, parcels: Sequence[Parcel]) -> Path | None:
 
 def _mean(job: Job, usable: Sequence[tuple[Path, ParcelRef]]) -> Path:
     """The mean of those that can be added; the others are left out, as those that cannot be opened."""
-    out = job.organs / f"aggregate-{job.task.parcels_round()}.organ"
+    out = job.organs / f"aggregate-{max(ref.round for ref in job.task.parcels)}.organ"
     out.unlink(missing_ok=True)  # left by an attempt that was cut off
     mean, added = OrganMean(scratch=job.organs), 0
     for organ, ref in usable:
@@ -80,7 +80,7 @@ def _find(job: Job, ref: ParcelRef) -> Path | None:
     kept = job.state.kept(ref.sealed_sha256)
     same = kept is not None and (kept.run, kept.round, kept.sender) == (
         job.task.run,
-        job.task.parcels_round(),
+        ref.round,
         ref.sender,
     )
     return job.organs / kept.file if kept is not None and same else None
@@ -103,12 +103,12 @@ def _try_open(job: Job, ref: ParcelRef, parcel: Parcel, sealed: Path) -> Path | 
 
 
 def _open(job: Job, ref: ParcelRef, parcel: Parcel, sealed: Path) -> Path:
-    started, round_number = time.monotonic(), job.task.parcels_round()
+    started, round_number = time.monotonic(), ref.round
     name = f"aggregate-{round_number}" if job.task.mode == "trusted" else f"from-{ref.sender}-{round_number}"
     out = job.organs / f"{name}.organ"
     _remove(out)  # left by an attempt that was cut off
     try:
-        opened = _open_file(job, parcel, sealed, out=out)
+        opened = _open_file(job, ref, parcel, sealed, out=out)
         if opened.sender != ref.sender:
             raise OtherSender(
                 where="sealed organ",
@@ -141,12 +141,12 @@ def _remove(organ: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _open_file(job: Job, parcel: Parcel, sealed: Path, *, out: Path) -> Opened:
+def _open_file(job: Job, ref: ParcelRef, parcel: Parcel, sealed: Path, *, out: Path) -> Opened:
     expect = Expectation(
         federation=job.task.federation,
-        round_number=job.task.parcels_round(),
+        round_number=ref.round,
         base_sha256=job.task.base_sha256,
-        span=job.task.span,
+        span=job.task.span_of(ref.round),
         demands=ImportPolicy(log_proof="required") if job.log_is_kept else None,
     )
     return open_organ(

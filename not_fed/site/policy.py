@@ -6,13 +6,14 @@ policy allows it is refused with a code that names the matter and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from not_fed import settings
-from not_fed.envelope.task import Task
+from not_fed.envelope.task import Mode, Task
 from not_fed.errors import BudgetError
 from not_fed.settings import Name, Pair, Settings, Sha256
 from not_fed.site.hours import parse_hours
@@ -167,7 +168,7 @@ class SitePolicy(Settings):
     base: str
     base_sha256: Sha256
     spans: list[Pair] = Field(min_length=1)
-    modes: list[Literal["bank", "trusted"]] = Field(min_length=1)
+    modes: list[Mode] = Field(min_length=1)
     max_rounds: int = Field(ge=1, le=10_000)
     max_epochs: float = Field(gt=0)
     partners: list[Name] | None = None
@@ -240,7 +241,7 @@ def _identity(task: Task, policy: SitePolicy) -> list[Rule]:
 
 
 def _plan(task: Task, policy: SitePolicy) -> list[Rule]:
-    spans = ", ".join(f"{start}:{stop}" for start, stop in policy.spans)
+    spans = _words(policy.spans)
     largest = max((ref.size_bytes for ref in task.parcels), default=0)
     return [
         (
@@ -249,7 +250,7 @@ def _plan(task: Task, policy: SitePolicy) -> list[Rule]:
             f"base {policy.base_sha256[:12]}",
             task.base_sha256[:12],
         ),
-        (SpanNotAllowed, task.span in policy.spans, f"one of {spans}", f"{task.span[0]}:{task.span[1]}"),
+        (SpanNotAllowed, set(task.spans) <= set(policy.spans), f"one of {spans}", _words(task.spans)),
         (ModeNotAllowed, task.mode in policy.modes, f"one of {', '.join(policy.modes)}", task.mode),
         (TooManyRounds, task.rounds <= policy.max_rounds, f"at most {policy.max_rounds} rounds", str(task.rounds)),
         (
@@ -265,6 +266,10 @@ def _plan(task: Task, policy: SitePolicy) -> list[Rule]:
             f"{largest:,}",
         ),
     ]
+
+
+def _words(spans: Sequence[tuple[int, int]]) -> str:
+    return ", ".join(f"{start}:{stop}" for start, stop in spans)
 
 
 def _privacy(task: Task, policy: SitePolicy) -> list[Rule]:

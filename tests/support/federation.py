@@ -149,7 +149,7 @@ def signed(prepared: Prepared, task: Task, *, by: Path | None = None) -> bytes:
 
 def ref(site: str, parcel: Parcel, *, weight: float = 1.0) -> ParcelRef:
     """How a task names a parcel."""
-    return ParcelRef(sender=site, sealed_sha256=parcel.sha256, size_bytes=len(parcel.sealed), weight=weight)
+    return ParcelRef(sender=site, round=1, sealed_sha256=parcel.sha256, size_bytes=len(parcel.sealed), weight=weight)
 
 
 PRIVACY = ProposedPrivacy(epsilon=8.0, delta=1e-5)

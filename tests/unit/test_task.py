@@ -71,7 +71,7 @@ def task(**changes: object) -> Task:
 
 
 def parcel(sender: str, digest: str) -> ParcelRef:
-    return ParcelRef(sender=sender, sealed_sha256=digest * 32, size_bytes=1, weight=1.0)
+    return ParcelRef(sender=sender, round=1, sealed_sha256=digest * 32, size_bytes=1, weight=1.0)
 
 
 def code_of(call: Callable[[], object]) -> str:
