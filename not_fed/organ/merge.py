@@ -86,14 +86,7 @@ class OrganMean:
         """Add one organ; raises OrgansDiffer, TensorsDiffer, BadWeight or BadClaim, and then nothing was added."""
         info = read_organ(organ)
         claim = DpClaim.from_training(info.manifest.training)
-        mine = replace(info.manifest, training=None, parents=())
-        if self._manifest is not None and mine != self._manifest:
-            raise OrgansDiffer(
-                where=organ.name,
-                expected=f"base {self._manifest.base_sha256[:16]}…, layers {self._manifest.span}",
-                got=f"base {mine.base_sha256[:16]}…, layers {mine.span}",
-                hint="aggregate organs of one base and one span",
-            )
+        mine = origin_of(info, like=self._manifest)
         self._mean.add(organ, weight=weight)
         self._manifest = mine
         self._parents.append((info.sha256, weight))
@@ -105,15 +98,8 @@ class OrganMean:
             raise OrgansDiffer(
                 where="mean of organs", expected="at least one organ", got="none", hint="wait for an organ"
             )
-        how: dict[str, Any] = {"mode": "mean", "dp": _weakest(self._claims)}
-        listed = how | {"weights": dict(sorted(self._parents))}
-        parents = tuple(sorted(sha for sha, _ in self._parents))
-        metadata = replace(self._manifest, training=listed, parents=parents).as_metadata()
-        if len(metadata[KEY].encode()) > MAX_METADATA_BYTES:
-            counted = how | {"organs": len(parents)}
-            one = (digest_parents(self._parents),)
-            metadata = replace(self._manifest, training=counted, parents=one).as_metadata()
-        self._write(out, metadata)
+        how: dict[str, Any] = {"mode": "mean", "dp": weakest(self._claims)}
+        self._write(out, describe_merged(self._manifest, how=how, parents=self._parents))
         return read_organ(out)
 
     def _write(self, out: Path, metadata: Mapping[str, str]) -> None:
@@ -129,6 +115,37 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
+def origin_of(info: OrganInfo, *, like: Manifest | None) -> Manifest:
+    """What an organ says of where it comes from, and nothing else; raises OrgansDiffer when `like` says otherwise."""
+    mine = replace(info.manifest, training=None, parents=())
+    if like is not None and mine != like:
+        raise OrgansDiffer(
+            where=info.path.name,
+            expected=f"base {like.base_sha256[:16]}…, layers {like.span}",
+            got=f"base {mine.base_sha256[:16]}…, layers {mine.span}",
+            hint="aggregate organs of one base and one span",
+        )
+    return mine
+
+
+def describe_merged(
+    origin: Manifest, *, how: Mapping[str, Any], parents: Sequence[tuple[str, float]], more: Mapping[str, Any] = {}
+) -> dict[str, str]:
+    """The metadata of an organ that was made of others, named with their weights, or by number and one digest.
+
+    Args:
+        how: its training summary, without parents.
+        more: what else is said where there is room for it.
+    """
+    listed = {**how, **more, "weights": dict(sorted(parents))}
+    digests = tuple(sorted(sha for sha, _ in parents))
+    metadata = replace(origin, training=listed, parents=digests).as_metadata()
+    if len(metadata[KEY].encode()) > MAX_METADATA_BYTES:
+        counted = {**how, "organs": len(digests)}
+        metadata = replace(origin, training=counted, parents=(digest_parents(parents),)).as_metadata()
+    return metadata
+
+
 def digest_parents(parents: Iterable[tuple[str, float]]) -> str:
     """SHA-256 of the sorted list of (organ's digest, weight), as canonical JSON: names a mean of many organs."""
     return hashlib.sha256(canonical.dumps([[sha, float(weight)] for sha, weight in sorted(parents)])).hexdigest()
@@ -142,7 +159,7 @@ def mean_organs(organs: Iterable[Path], *, out: Path) -> OrganInfo:
     return mean.write(out)
 
 
-def _weakest(claims: Sequence[DpClaim | None]) -> dict[str, Any] | None:
+def weakest(claims: Sequence[DpClaim | None]) -> dict[str, Any] | None:
     """The largest epsilon, or none at all if one organ claims none or another delta or unit makes them incomparable."""
     real = [claim for claim in claims if claim is not None]
     if not real or len(real) != len(claims) or len({(claim.delta, claim.unit) for claim in real}) != 1:
