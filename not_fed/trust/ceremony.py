@@ -25,7 +25,7 @@ from not_fed import files
 from not_fed.errors import InputError, NotFedError, TrustError
 from not_fed.keys.signing import SigningKeys, Steward
 from not_fed.trust import memory
-from not_fed.trust.diff import Change, changes_of, targets_of
+from not_fed.trust.diff import Change, changes_of, plans_of, targets_of
 from not_fed.trust.draft import (
     Draft,
     DraftOutdated,
@@ -44,6 +44,8 @@ from not_fed.trust.draft import (
 from not_fed.trust.members import RecallsFile, RosterFile, TrustedRoster
 from not_fed.trust.memory import SignedHere
 from not_fed.trust.people import MAX_STEWARDS, People
+from not_fed.trust.planning import PlanEdit
+from not_fed.trust.plans import PlansFile
 from not_fed.trust.repository import MaterialSource, Verified, signed_sha256
 from not_fed.trust.takeover import first_trust, take_over, trusted
 
@@ -144,7 +146,7 @@ class Settled:
 
 def propose_first(
     folder: Path, *, federation: RosterFile, recalls: RecallsFile, stewards: People, now: datetime,
-    expires_in: timedelta = FRESH_FOR, valid_for: timedelta = VALID_FOR,
+    expires_in: timedelta = FRESH_FOR, valid_for: timedelta = VALID_FOR, plans: PlanEdit | None = None,
 ) -> Proposal:  # fmt: skip
     """The first version of a roster that does not exist yet; raises OutputExists, BadExpiry, BadStewards."""
     if os.path.lexists(folder):
@@ -152,22 +154,24 @@ def propose_first(
     _check_stewards(stewards)
     dates = expiry(now, **_checked(expires_in, valid_for))
     root = next_root(None, stewards=stewards, expires=dates.long)
-    draft = build_draft(None, roster=federation, recalls=recalls, root=root, dates=dates)
+    planned = plans(federation, PlansFile()) if plans is not None else None
+    draft = build_draft(None, roster=federation, recalls=recalls, plans=planned, root=root, dates=dates)
     return _proposal(folder, None, draft, now, folder / DRAFT)
 
 
 def propose(
     folder: Path, edit: Edit, *, now: datetime, expires_in: timedelta = FRESH_FOR, valid_for: timedelta = VALID_FOR,
-    stewards: Callable[[People], People] | None = None, renew_root: bool = False,
+    stewards: Callable[[People], People] | None = None, plans: PlanEdit | None = None, renew_root: bool = False,
 ) -> Proposal:  # fmt: skip
     """The next version of a roster, unsigned; nothing is written.
 
     Args:
         edit: members and recalls before, to those after.
         stewards: today's stewards to tomorrow's.
+        plans: plans of secure sums before, to those after.
         renew_root: sign a new root in any case; done anyway when the old one would expire before the roster.
     Raises:
-        BadExpiry, BadStewards, RosterTooLarge; whatever `edit` raises; as `takeover.trusted`.
+        BadExpiry, BadStewards, RosterTooLarge; whatever `edit`, `plans` raise; as `takeover.trusted`.
     """
     dates = expiry(now, **_checked(expires_in, valid_for))
     _, base = trusted(folder, now=now, accept_expired=True)
@@ -179,7 +183,8 @@ def propose(
     root = None
     if renew_root or stewards is not None or base.root.expires < dates.short:
         root = next_root(base, stewards=after, expires=dates.long)
-    draft = build_draft(base, roster=roster, recalls=recalls, root=root, dates=dates)
+    planned = plans(roster, plans_of(base)) if plans is not None else plans_of(base)
+    draft = build_draft(base, roster=roster, recalls=recalls, plans=planned, root=root, dates=dates)
     check_contents(draft, base)
     return _proposal(folder, base, draft, now, folder / DRAFT)
 

@@ -18,7 +18,8 @@ from not_fed.trust import people
 from not_fed.trust.draft import Draft, new_people, old_people
 from not_fed.trust.members import Member, MemberEntry, RecallEntry, RecallsFile, RosterFile
 from not_fed.trust.people import People
-from not_fed.trust.repository import Verified
+from not_fed.trust.plans import PlansFile, SumPlan, parse_plans
+from not_fed.trust.repository import PLANS, Verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ def changes_of(draft: Draft, base: Verified | None) -> tuple[Change, ...]:
         found.append(Change("federation", roster.federation, "its name"))
     found += _members(before_roster.members if before_roster else [], roster.members)
     found += _recalls(before_recalls.recalls if before_recalls else [], recalls.recalls)
+    found += _plans(plans_of(base), draft.plans())
     return (*found, *_dates(draft, base))
 
 
@@ -64,6 +66,12 @@ def targets_of(base: Verified | None) -> tuple[RosterFile | None, RecallsFile | 
         RosterFile.model_validate(canonical.loads(contents["roster.json"], where="roster.json")),
         RecallsFile.model_validate(canonical.loads(contents["recalls.json"], where="recalls.json")),
     )
+
+
+def plans_of(base: Verified | None) -> PlansFile:
+    """Plans of secure sums in a verified version; none where there is no such target."""
+    data = base.material.contents.get(PLANS) if base is not None else None
+    return PlansFile() if data is None else parse_plans(data, where="plans.json")
 
 
 def steward_fingerprint(keys: SigningKeys) -> str:
@@ -124,6 +132,54 @@ def _recalls(before: list[RecallEntry], after: list[RecallEntry]) -> Iterator[Ch
         yield Change("recall-added", digest, f"{reason} ({time})")
     for digest, reason, _ in sorted(old - new):
         yield Change("recall-removed", digest, reason)
+
+
+def _plans(before: PlansFile, after: PlansFile) -> Iterator[Change]:
+    old, new = ({plan.run: plan for plan in each.plans} for each in (before, after))
+    for run in sorted({*old, *new}):
+        if run not in new:
+            yield Change("plan-removed", run, "no site takes part any longer, and the name is used up")
+        elif old.get(run) != new[run]:
+            yield Change("plan-replaced" if run in old else "plan-added", run, f"digest {new[run].sha256}")
+            for kind, text in plan_words(new[run]):
+                yield Change(kind, run, text)
+    for run in sorted(set(after.removed) - set(before.removed) - set(old)):
+        yield Change("plan-removed", run, "the name is used up")
+    for run in sorted(set(before.removed) - set(after.removed)):
+        yield Change("plan-name-free", run, "a plan under that name was removed before")
+
+
+def plan_words(plan: SumPlan) -> Iterator[tuple[str, str]]:
+    """All that a plan says, a line each: kind, and what it means for whoever signs it."""
+    rule, n, c, f = plan.thresholds(), len(plan.sites), plan.collude, plan.vanish
+    spans = ", ".join(f"{start}:{stop}" for start, stop in plan.spans) + (" in turn" if len(plan.spans) > 1 else "")
+    yield "plan-sites", f"{n}: {', '.join(plan.sites)}; coordinator {plan.coordinator}"
+    yield "plan-rounds", f"{_count(plan.rounds, 'round')}, layers {spans}"
+    yield "plan-base", plan.base_sha256
+    yield "plan-collude", (
+        f"up to {c} of {_count(n, 'site')} may collude with the coordinator" if c
+        else "no site may collude with the coordinator: one that does can open others' organs"
+    )  # fmt: skip
+    yield "plan-vanish", (
+        f"{_count(f, 'helper')} may vanish after the uploads; {rule.shares} sites then open what is lost with them" if f
+        else "no helper may vanish: when one does, the round is lost"
+    )  # fmt: skip
+    yield "plan-helpers", f"{rule.helpers} sites a round carry the masks of all others"
+    least = " (as chosen)" if plan.min_sites is not None else ""
+    yield "plan-least", f"a sum of fewer than {_count(rule.min_sites, 'site')} is never formed{least}"
+    yield "plan-numbers", (
+        f"{plan.value_bits} bits in words of {plan.word_bits}, changes cut at {plan.clip!r}, "
+        + ("all sites count alike" if plan.max_weight == 1 else f"a site's weight is 1 to {plan.max_weight:,}")
+    )  # fmt: skip
+    yield "plan-result", "hidden from the coordinator (blind)" if plan.blind else "the coordinator reads the sum"
+    yield "plan-vote", (
+        f"{plan.quorum} of {_count(n, 'site')} must accept each sum before it is used" if plan.quorum
+        else "none: each sum is used as it is"
+    )  # fmt: skip
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _dates(draft: Draft, base: Verified | None) -> Iterator[Change]:

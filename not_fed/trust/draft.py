@@ -1,7 +1,7 @@
 """A roster version on its way to being signed: exact, so that whoever signs has seen all that is in it.
 
 A draft is a folder of TUF metadata with the signatures made so far. On every machine its signed parts must equal, as
-JSON, what that machine itself builds from the people, dates, members and recalls in it: there is no room for a field, a
+JSON, what that machine itself builds from the people, dates, members, recalls and plans in it: no room for a field, a
 target, a threshold or an order of anything that the difference (diff.py) would not show. It must be the next version of
 what the machine trusts, and name that one by digest.
 
@@ -32,8 +32,19 @@ from not_fed.keys.signing import SigningKeys, Steward
 from not_fed.trust import people, repository
 from not_fed.trust.members import RecallsFile, RosterFile, TrustedRoster, read_roster
 from not_fed.trust.people import People
+from not_fed.trust.planning import check_plans_kept, check_taking_part
+from not_fed.trust.plans import PlansFile, parse_plans
 from not_fed.trust.recall import check_none_removed
-from not_fed.trust.repository import NO_PREVIOUS, PREVIOUS, SIGNED, TARGETS, FolderSource, Verified, signed_sha256
+from not_fed.trust.repository import (
+    NO_PREVIOUS,
+    PLANS,
+    PREVIOUS,
+    SIGNED,
+    FolderSource,
+    Verified,
+    signed_sha256,
+    target_names,
+)
 
 MAX_MEMBERS: Final = 1_000
 MAX_RECALLS: Final = 20_000
@@ -104,15 +115,22 @@ class Draft:
         """The stewards' recalls in it."""
         return RecallsFile.model_validate(canonical.loads(self.contents["recalls.json"], where="draft, recalls.json"))
 
+    def plans(self) -> PlansFile:
+        """The plans of secure sums in it; none where there is no such target."""
+        data = self.contents.get(PLANS)
+        return PlansFile() if data is None else parse_plans(data, where="draft, plans.json")
+
 
 def build_draft(
-    base: Verified | None, *, roster: RosterFile, recalls: RecallsFile, root: Root | None, dates: Dates
-) -> Draft:
+    base: Verified | None, *, roster: RosterFile, recalls: RecallsFile, root: Root | None, dates: Dates,
+    plans: PlansFile | None = None,
+) -> Draft:  # fmt: skip
     """The next version, unsigned.
 
     Args:
         base: what it follows; None for a federation's first.
         root: the next root, or None to keep the one before.
+        plans: of secure sums; a roster that never had any has no such target.
     Raises:
         RosterTooLarge.
     """
@@ -125,6 +143,8 @@ def build_draft(
         "roster.json": canonical.dumps(roster.model_dump()) + b"\n",
         "recalls.json": canonical.dumps(recalls.model_dump()) + b"\n",
     }
+    if plans is not None and not plans.is_empty:
+        contents[PLANS] = canonical.dumps(plans.model_dump(mode="json")) + b"\n"
     versions = (base.targets.version, base.snapshot.version, base.timestamp.version) if base else (0, 0, 0)
     previous = signed_sha256(Metadata(base.targets)) if base else NO_PREVIOUS
     targets = Metadata(Targets(
@@ -157,7 +177,7 @@ def read_draft(folder: Path, *, base: Verified | None) -> Draft:
     Raises:
         NotAFile: no draft there. DraftOutdated, DraftAhead: not the next version. DraftRefused: anything in it that an
         honest machine would not write; RosterMalformed: stewards of another shape.
-    Guarantees: equal to what this machine builds from its people, dates, members and recalls; on top of `base`.
+    Guarantees: equal to what this machine builds from its people, dates, members, recalls and plans; on top of `base`.
     Proved by: tests/attacks/test_draft_contents.py::test_a_draft_holds_nothing_that_is_not_shown
     """
     draft = _parse_draft(folder)
@@ -165,7 +185,7 @@ def read_draft(folder: Path, *, base: Verified | None) -> Draft:
     try:
         rebuilt = _rebuild(draft, base)
     except (ValidationError, ValueError, InputError):
-        raise _refused("members or recalls of another shape") from None
+        raise _refused("members, recalls or plans of another shape") from None
     mine, theirs = ([part.signed_bytes for part in each.parts] for each in (rebuilt, draft))
     if rebuilt.contents != draft.contents or mine != theirs:
         raise _refused("more than the difference would show, or on another version")
@@ -176,13 +196,22 @@ def read_draft(folder: Path, *, base: Verified | None) -> Draft:
 
 
 def check_contents(draft: Draft, base: Verified | None) -> None:
-    """Raises RosterMalformed for members that cannot be, RecallRemoved, DraftRefused for another federation."""
+    """Whether a steward may sign it at all, after the version before.
+
+    Raises:
+        RosterMalformed: members that cannot be, or a plan that breaks the rule. RecallRemoved, PlanReplaced.
+        UnknownMember, MemberNotActive, WrongRole: a new plan with somebody who cannot take part.
+        DraftRefused: another federation.
+    """
     after = _roster_of(draft.contents, draft.version, draft.targets.signed.expires)
-    if base is not None:
-        before = _roster_of(base.material.contents, base.targets.version, base.expires_at)
+    before = None if base is None else _roster_of(base.material.contents, base.targets.version, base.expires_at)
+    if before is not None:
         check_none_removed(before, after)
+        check_plans_kept(before, after)
         if before.federation != after.federation:
             raise _refused("another federation")
+    for run in sorted(set(after.plans) - set(before.plans if before is not None else ())):
+        check_taking_part(after.plans[run], after.members)
 
 
 def old_people(base: Verified | None) -> People:
@@ -262,11 +291,12 @@ def _rebuild(draft: Draft, base: Verified | None) -> Draft:
     stewards = people.people_of(root.signed) if root is not None else {}
     new = None if root is None else next_root(base, stewards=stewards, expires=root.signed.expires)
     dates = Dates(draft.snapshot.signed.expires, draft.targets.signed.expires)
-    return build_draft(base, roster=draft.roster(), recalls=draft.recalls(), root=new, dates=dates)
+    return build_draft(base, roster=draft.roster(), recalls=draft.recalls(), plans=draft.plans(), root=new, dates=dates)
 
 
 def _roster_of(contents: Mapping[str, bytes], version: int, expires_at: datetime) -> TrustedRoster:
-    return read_roster(contents["roster.json"], contents["recalls.json"], version=version, expires_at=expires_at)
+    targets = (contents["roster.json"], contents["recalls.json"], contents.get(PLANS))
+    return read_roster(*targets, version=version, expires_at=expires_at)
 
 
 def _parse_draft(folder: Path) -> Draft:
@@ -277,7 +307,7 @@ def _parse_draft(folder: Path) -> Draft:
     snapshot = _metadata(source, f"{number}.snapshot.json", Snapshot)
     meta = snapshot.signed.meta.get("targets.json")
     targets = _metadata(source, f"{0 if meta is None else meta.version}.targets.json", Targets)
-    contents = {name: _content(source, targets.signed, name) for name in TARGETS}
+    contents = {name: _content(source, targets.signed, name) for name in target_names(targets.signed)}
     return Draft(root=_root(folder), targets=targets, snapshot=snapshot, timestamp=timestamp, contents=contents)
 
 

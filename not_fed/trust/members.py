@@ -1,4 +1,4 @@
-"""What a roster says: who belongs, with which keys, in which roles, until when; and which organs were recalled."""
+"""What a roster says: who belongs, with which keys, in which roles, until when; what was recalled, what gets summed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from not_fed.keys.dsse import BadSignature
 from not_fed.keys.identity import NAME, PublicIdentity, decode, encode, fingerprint
 from not_fed.keys.log_keys import LogKeys
 from not_fed.keys.signing import SigningKeys, key_fingerprint
+from not_fed.trust.plans import PlansFile, SumPlan, UnsafePlan, parse_plans
 
 CLOCK_SKEW = timedelta(seconds=300)
 ROLES = ("author", "receiver", "relay", "aggregator")
@@ -162,7 +163,12 @@ class Recall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedRoster:
-    """What this machine believes, after TUF has checked it; nothing else makes one."""
+    """What this machine believes, after TUF has checked it; nothing else makes one.
+
+    Attributes:
+        plans: run -> how its secure sum is done; of a run without one there is no secure sum.
+        removed_runs: whose plan was taken away, for good.
+    """
 
     federation: str
     version: int
@@ -170,6 +176,8 @@ class TrustedRoster:
     members: Mapping[str, Member]
     recalled: Mapping[str, tuple[Recall, ...]] = field(default_factory=dict)
     stale: bool = False
+    plans: Mapping[str, SumPlan] = field(default_factory=dict)
+    removed_runs: frozenset[str] = frozenset()
 
     @property
     def recalls(self) -> Mapping[str, str]:
@@ -369,23 +377,31 @@ def _marks(member: Member) -> Iterator[set[str]]:
 
 
 def read_roster(
-    roster: bytes, recalls: bytes, *, version: int, expires_at: datetime, withdrawn: Iterable[Recall] = (),
-    stale: bool = False,
+    roster: bytes, recalls: bytes, plans: bytes | None = None, *, version: int, expires_at: datetime,
+    withdrawn: Iterable[Recall] = (), runs: Mapping[str, str] | None = None, stale: bool = False,
 ) -> TrustedRoster:  # fmt: skip
-    """The roster behind two targets that TUF has verified; raises RosterMalformed.
+    """The roster behind the targets that TUF has verified; raises RosterMalformed.
 
     Args:
+        plans: None where there is no such target: then there is no plan.
         withdrawn: what members withdrew themselves, each checked when it came.
+        runs: run -> digest of the plan that this machine knows it by. Another plan under that name is left out.
+    Guarantees: each plan is this federation's, keeps the rule, and names members only.
+    Proved by: tests/attacks/test_roster_plans.py::test_a_plan_that_breaks_the_rule_is_not_trusted_whoever_signed_it
     """
     try:
         parsed = RosterFile.model_validate(canonical.loads(roster, where="roster.json"))
         recalled = RecallsFile.model_validate(canonical.loads(recalls, where="recalls.json"))
         members = check_distinct(parsed.members)
         by_stewards = [entry.to_recall() for entry in recalled.recalls]
-    except (ValidationError, ValueError, canonical.BadJson, BadKeyText, MemberExists) as error:
+        planned = PlansFile() if plans is None else parse_plans(plans, where="plans.json")
+        for plan in planned.plans:
+            _check_plan(plan, federation=parsed.federation, members=members)
+    except (ValidationError, ValueError, canonical.BadJson, BadKeyText, MemberExists, UnsafePlan) as error:
         got = error.got if isinstance(error, InputError) else "fields of another shape"
         raise RosterMalformed(
-            where=f"roster version {version}", expected="distinct members with two signing keys and a sealing key each",
+            where=f"roster version {version}",
+            expected="distinct members with two signing keys and a sealing key each, and plans that keep the rule",
             got=got, hint="tell the stewards; nothing was changed",
         ) from None  # fmt: skip
     found: dict[str, tuple[Recall, ...]] = {}
@@ -393,5 +409,15 @@ def read_roster(
         found[recall.organ_sha256] = (*found.get(recall.organ_sha256, ()), recall)
     return TrustedRoster(
         federation=parsed.federation, version=version, expires_at=expires_at, members=members, recalled=found,
-        stale=stale,
+        stale=stale, removed_runs=frozenset(planned.removed),
+        plans={plan.run: plan for plan in planned.plans if (runs or {}).get(plan.run) in (None, plan.sha256)},
     )  # fmt: skip
+
+
+def _check_plan(plan: SumPlan, *, federation: str, members: Mapping[str, Member]) -> None:
+    """Raises UnsafePlan; ValueError for another federation, or somebody who is no member."""
+    plan.thresholds()
+    if plan.federation != federation:
+        raise ValueError("a plan of another federation")
+    if not {plan.coordinator, *plan.sites} <= set(members):
+        raise ValueError("a plan with somebody who is no member")

@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from not_fed import canonical, files
 from not_fed.errors import InputError, TrustError
 from not_fed.trust import repository
-from not_fed.trust.members import Reason, Recall, RecallEntry, Sha256
+from not_fed.trust.members import Name, Reason, Recall, RecallEntry, Sha256
 from not_fed.trust.recall import SUFFIX, Withdrawal
 from not_fed.trust.repository import ROOT_NAME, Material, RosterNotPinned
 
@@ -58,6 +58,7 @@ class _Withdrawn(_Strict):
 class _Contents(_Strict):
     roster: str
     recalls: str
+    plans: str | None = None
 
 
 class _State(_Strict):
@@ -70,6 +71,7 @@ class _State(_Strict):
     withdrawn: list[_Withdrawn]
     kept: list[RecallEntry]
     accepted: str
+    runs: dict[Name, Sha256] = {}
 
 
 class _Signed(_Strict):
@@ -83,12 +85,14 @@ class Memory:
     """The state: a claim about what was verified once, and verified again at each load.
 
     `kept`: what stewards before today's recalled, and today's roster does not have.
+    `runs`: of each run that ever had a plan here, the plan's digest: stewards after them can plan no other.
     """
 
     material: Material
     withdrawn: tuple[Withdrawal, ...]
     accepted: datetime
     kept: tuple[Recall, ...] = ()
+    runs: Mapping[str, str] = field(default_factory=dict)
 
     def check_clock(self, now: datetime) -> None:
         """Raises ClockSetBack: an old roster looks current to a clock that was set back."""
@@ -163,9 +167,10 @@ def write(folder: Path, memory: Memory, *, lines: Mapping[Withdrawal, bytes]) ->
             RecallEntry(organ_sha256=each.organ_sha256, reason=each.reason, time=canonical.format_time(each.time))
             for each in memory.kept
         ],
-        accepted=canonical.format_time(memory.accepted),
+        accepted=canonical.format_time(memory.accepted), runs=dict(memory.runs),
     )  # fmt: skip
-    files.write_atomic(folder / "trusted" / STATE, canonical.dumps(state.model_dump()), overwrite=True)
+    text = canonical.dumps(state.model_dump(exclude_defaults=True))  # without plans as it was before there were any
+    files.write_atomic(folder / "trusted" / STATE, text, overwrite=True)
 
 
 def hand_on(folder: Path, memory: Memory, *, older_roots: Mapping[str, bytes] | None = None) -> None:
@@ -243,11 +248,13 @@ def _to_memory(state: _State) -> Memory:
     material = Material(
         roots=tuple(text.encode() for text in state.roots), timestamp=state.timestamp.encode(),
         snapshot=state.snapshot.encode(), targets=state.targets.encode(),
-        contents={"roster.json": state.contents.roster.encode(), "recalls.json": state.contents.recalls.encode()},
+        contents={
+            f"{name}.json": text.encode() for name, text in state.contents.model_dump(exclude_none=True).items()
+        },
     )  # fmt: skip
     return Memory(
         material=material, withdrawn=withdrawn, accepted=canonical.parse_time(state.accepted),
-        kept=tuple(each.to_recall() for each in state.kept),
+        kept=tuple(each.to_recall() for each in state.kept), runs=state.runs,
     )  # fmt: skip
 
 

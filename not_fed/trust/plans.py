@@ -8,21 +8,23 @@ would protect nobody, or could not work, is refused when it is made, in words fo
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from not_fed import canonical
 from not_fed.errors import InputError
 from not_fed.keys.identity import NAME
-from not_fed.trust.members import Sha256
 
 MIN_SITES, MAX_SITES = 3, 250
 MAX_WEIGHT = 1 << 20
+MAX_PLANS: Final = 200
+MAX_REMOVED: Final = 10_000
+PLANS_FORMAT: Final = "not-fed.plans/1"
 
 _Name = Annotated[str, Field(pattern=rf"^{NAME.pattern}\z")]
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")]
 _Span = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]]
 
 
@@ -71,7 +73,7 @@ class SumPlan(BaseModel):
     coordinator: _Name
     sites: tuple[_Name, ...] = Field(min_length=1, max_length=MAX_SITES)
     rounds: int = Field(ge=1, le=10_000)
-    base_sha256: Sha256
+    base_sha256: _Sha256
     spans: tuple[_Span, ...] = Field(min_length=1, max_length=64)
     collude: int = Field(ge=0, le=MAX_SITES)
     vanish: int = Field(ge=0, le=MAX_SITES)
@@ -87,6 +89,8 @@ class SumPlan(BaseModel):
     def _consistent(self) -> Self:
         if list(self.sites) != sorted(set(self.sites)):
             raise ValueError("sites, sorted, each once")
+        if self.coordinator in self.sites:
+            raise ValueError("a coordinator that is none of the sites")
         if any(start >= stop for start, stop in self.spans):
             raise ValueError("each span as [start, stop] with start < stop")
         return self
@@ -124,7 +128,7 @@ class SumPlan(BaseModel):
         if t > n - f:
             raise _unsafe(
                 f"vanish of at most {n - t} with {n} sites and collude {c}", str(f),
-                f"{t} sites must answer to stand in for a lost helper, and the lost ones cannot: lower vanish or collude",
+                f"{t} sites must answer to stand in for a lost helper, and the lost cannot: lower vanish or collude",
             )  # fmt: skip
         k = c + 1 + f * (n - c) // (t - c)
         if k > n:
@@ -135,7 +139,8 @@ class SumPlan(BaseModel):
                 f"min_sites from {max(3, c + 2)} to {n}", str(m),
                 "a smaller sum could show what one honest site sent; a larger one can never be formed",
             )  # fmt: skip
-        room = self.word_bits - math.ceil(math.log2(n * self.max_weight))
+        largest = (2 ** (self.word_bits - 1) - 1) // (n * self.max_weight)  # that a value may be, either way
+        room = (largest + 1).bit_length()
         if self.value_bits > room:
             raise _unsafe(
                 f"value_bits of at most {room} in words of {self.word_bits} bits, for {n} sites and max_weight "
@@ -149,6 +154,41 @@ class SumPlan(BaseModel):
                 "a sum that the coordinator cannot read has to be looked at by the sites: name how many must accept it",
             )  # fmt: skip
         return Thresholds(sites=n, shares=t, helpers=k, min_sites=m)
+
+
+class PlansFile(BaseModel):
+    """The target `plans.json`: one plan for each run.
+
+    Attributes:
+        plans: sorted by run.
+        removed: runs whose plan was taken away, sorted: none of these names ever gets another.
+    """
+
+    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
+
+    format: Literal["not-fed.plans/1"] = PLANS_FORMAT
+    plans: tuple[SumPlan, ...] = Field(default=(), max_length=MAX_PLANS)
+    removed: tuple[_Name, ...] = Field(default=(), max_length=MAX_REMOVED)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        runs = [plan.run for plan in self.plans]
+        if runs != sorted(set(runs)) or list(self.removed) != sorted(set(self.removed)):
+            raise ValueError("runs, sorted, each once")
+        if set(runs) & set(self.removed):
+            raise ValueError("no plan for a run whose plan was removed")
+        return self
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was never a plan; then there is no such target."""
+        return not self.plans and not self.removed
+
+
+def parse_plans(data: bytes, *, where: str) -> PlansFile:
+    """Strictly, and no more than that; raises BadJson, ValueError (also as pydantic's ValidationError)."""
+    canonical.loads(data, where=where)
+    return PlansFile.model_validate_json(data)
 
 
 def _unsafe(expected: str, got: str, hint: str) -> UnsafePlan:

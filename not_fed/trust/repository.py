@@ -2,7 +2,7 @@
 
 On top of TUF: enough people, not only enough keys (people.py). Timestamp and snapshot name what they vouch for by the
 digest of what was *signed*: several stewards sign one after the other, and with each signature the digest of the file
-itself would be another. Exactly two targets, no delegations.
+itself would be another. Exactly two targets, a third once there are plans, and no delegations.
 Specification: https://theupdateframework.github.io/specification/latest/
 """
 
@@ -31,6 +31,7 @@ from not_fed.errors import InputError, NotFedError, TrustError
 from not_fed.trust import people
 
 TARGETS: Final = ("roster.json", "recalls.json")
+PLANS: Final = "plans.json"  # the third target, from a federation's first secure sum on
 SIGNED: Final = "x-not-fed-signed"
 PREVIOUS: Final = "x-not-fed-previous"
 NO_PREVIOUS: Final = "0" * 64
@@ -38,7 +39,7 @@ MAX_FILE_BYTES: Final = 16_000_000
 MAX_METADATA_BYTES: Final = 512_000
 ROOT_NAME: Final = re.compile(r"([1-9][0-9]{0,8})\.root\.json")
 _METADATA_NAME = re.compile(r"(?:[1-9][0-9]{0,8}\.(?:root|snapshot|targets)|timestamp)\.json")
-_TARGET_NAME = re.compile(r"[0-9a-f]{64}\.(?:roster|recalls)\.json")
+_TARGET_NAME = re.compile(r"[0-9a-f]{64}\.(?:roster|recalls|plans)\.json")
 _WHENEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -200,6 +201,11 @@ def verify(
     return verified
 
 
+def target_names(targets: Targets) -> tuple[str, ...]:
+    """What must be there: roster and recalls, and the plans where the stewards have signed some."""
+    return (*TARGETS, PLANS) if PLANS in targets.targets else TARGETS
+
+
 def signed_sha256(metadata: Metadata[Any]) -> str:
     """The digest of what signatures are over: the same whoever has signed so far."""
     return hashlib.sha256(metadata.signed_bytes).hexdigest()
@@ -281,7 +287,7 @@ def _run(stage: Path, source: Source, pinned: bytes, *, reference: datetime) -> 
     trusted.reference_time = reference  # TUF asks the clock once, here; ours comes from the caller
     updater.refresh()
     contents = {}
-    for name in TARGETS:
+    for name in target_names(trusted.targets):
         info = updater.get_targetinfo(name)
         if info is None:
             raise tuf_errors.RepositoryError("a target is missing")
@@ -304,8 +310,8 @@ def _check_bindings(verified: Verified) -> None:
     named = (verified.timestamp.unrecognized_fields.get(SIGNED), verified.snapshot.unrecognized_fields.get(SIGNED))
     if named != (signed_sha256(snapshot), signed_sha256(targets)):
         raise altered("files that do not match each other")
-    if set(verified.targets.targets) != set(TARGETS) or verified.targets.delegations is not None:
-        raise altered("more than a roster and its recalls")
+    if set(verified.targets.targets) != set(target_names(verified.targets)) or verified.targets.delegations is not None:
+        raise altered("more than a roster and its recalls and plans")
 
 
 def _check_all_people(material: Material) -> None:

@@ -5,8 +5,8 @@
     R/draft        a steward's: a change that still waits for signatures
 
 Refused: a rollback, an expired roster, an edited one, a mixture of versions, a fork, anything not signed by enough
-stewards, as keys and as people, a recall that disappears, and any roster at all before a root was pinned: there is no
-trust on first use.
+stewards, as keys and as people, a recall that disappears, a plan that becomes another, and any roster at all before a
+root was pinned: there is no trust on first use.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from not_fed.trust.members import (
 )
 from not_fed.trust.memory import ClockSetBack
 from not_fed.trust.people import TooFewPeople
+from not_fed.trust.planning import PlanReplaced
 from not_fed.trust.recall import RecallRemoved, Withdrawal, read_withdrawal
 from not_fed.trust.repository import (
     FolderSource,
@@ -44,9 +45,11 @@ from not_fed.trust.repository import (
 )
 from not_fed.trust.stewards import (
     add_member,
+    add_plan,
     change_stewards,
     create_roster,
     recall_organ,
+    remove_plan,
     renew_roster,
     revoke_member,
     rotate_member,
@@ -55,10 +58,11 @@ from not_fed.trust.takeover import RosterForked, already_there, first_trust, ros
 
 __all__ = [
     "FRESH_FOR", "ROLES", "BadRole", "ClockSetBack", "KeysRetired", "Member", "MemberExists", "MemberNotActive",
-    "NotASteward", "Recall", "RecallRemoved", "RosterAltered", "RosterExpired", "RosterForked", "RosterMalformed",
-    "RosterNotPinned", "RosterRollback", "RosterUnsigned", "TooFewPeople", "TrustedRoster", "UnknownMember",
-    "WrongRole", "add_member", "add_withdrawal", "change_stewards", "create_roster", "load_roster", "pin_roster",
-    "recall_organ", "renew_roster", "revoke_member", "root_sha256", "rotate_member", "update_roster",
+    "NotASteward", "PlanReplaced", "Recall", "RecallRemoved", "RosterAltered", "RosterExpired", "RosterForked",
+    "RosterMalformed", "RosterNotPinned", "RosterRollback", "RosterUnsigned", "TooFewPeople", "TrustedRoster",
+    "UnknownMember", "WrongRole", "add_member", "add_plan", "add_withdrawal", "change_stewards", "create_roster",
+    "load_roster", "pin_roster", "recall_organ", "remove_plan", "renew_roster", "revoke_member", "root_sha256",
+    "rotate_member", "update_roster",
 ]  # fmt: skip
 
 

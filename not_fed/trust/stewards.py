@@ -47,6 +47,8 @@ from not_fed.trust.members import (
     rotated,
 )
 from not_fed.trust.people import People, threshold
+from not_fed.trust.planning import planning, unplanning
+from not_fed.trust.plans import SumPlan
 
 Stewards = Steward | Sequence[Steward]
 
@@ -59,7 +61,8 @@ class BadRecall(InputError):
 
 def create_roster(
     folder: Path, *, federation: str, steward: Stewards, members: Sequence[tuple[PublicIdentity, Iterable[str]]],
-    expires_in: timedelta = FRESH_FOR, valid_for: timedelta = VALID_FOR, now: datetime | None = None,
+    expires_in: timedelta = FRESH_FOR, valid_for: timedelta = VALID_FOR, plans: Sequence[SumPlan] = (),
+    now: datetime | None = None,
 ) -> str:  # fmt: skip
     """Make a roster folder whose root this machine trusts from then on; hand out its `repository`.
 
@@ -67,10 +70,11 @@ def create_roster(
         steward: all stewards, who sign at once; with several, on several machines: `first_proposal`.
         members: identities whose fingerprints the steward has compared, each with its roles.
         expires_in: how long sites may rely on it before they need a renewed one.
+        plans: of secure sums among these members.
     Returns:
         the root's SHA-256, over its signed part, which others pin.
     Raises:
-        OutputExists, BadName, BadRole, MemberExists, BadExpiry, BadStewards.
+        OutputExists, BadName, BadRole, MemberExists, BadExpiry, BadStewards; all that `planning` raises.
     """
     people = {each.name: each.public for each in _all(steward)}
     if len(people) != len(_all(steward)):
@@ -79,7 +83,7 @@ def create_roster(
         )
     proposal = first_proposal(
         folder, federation=federation, stewards=people, members=members, expires_in=expires_in, valid_for=valid_for,
-        now=now,
+        plans=plans, now=now,
     )  # fmt: skip
     _at_once(proposal, steward)
     return proposal.root_sha256
@@ -87,7 +91,8 @@ def create_roster(
 
 def first_proposal(
     folder: Path, *, federation: str, stewards: People, members: Sequence[tuple[PublicIdentity, Iterable[str]]],
-    expires_in: timedelta = FRESH_FOR, valid_for: timedelta = VALID_FOR, now: datetime | None = None,
+    expires_in: timedelta = FRESH_FOR, valid_for: timedelta = VALID_FOR, plans: Sequence[SumPlan] = (),
+    now: datetime | None = None,
 ) -> Proposal:  # fmt: skip
     """The first version, unsigned; errors as `create_roster`."""
     moment = moment_of(now)
@@ -96,7 +101,7 @@ def first_proposal(
     roster = RosterFile(format=ROSTER_FORMAT, federation=check_name(federation), members=entries)
     return propose_first(
         folder, federation=roster, recalls=RecallsFile(format=RECALLS_FORMAT, recalls=[]), stewards=stewards,
-        now=moment, expires_in=expires_in, valid_for=valid_for,
+        now=moment, expires_in=expires_in, valid_for=valid_for, plans=planning(*plans, now=moment) if plans else None,
     )  # fmt: skip
 
 
@@ -234,6 +239,17 @@ def renew_roster(
     return _at_once(proposal, steward)
 
 
+def add_plan(folder: Path, *, plan: SumPlan, steward: Stewards, now: datetime | None = None) -> TrustedRoster:
+    """`planning`, in one step; raises NotASteward when these stewards are too few."""
+    moment = moment_of(now)
+    return _at_once(propose(folder, unchanged, now=moment, plans=planning(plan, now=moment)), steward)
+
+
+def remove_plan(folder: Path, *, run: str, steward: Stewards, now: datetime | None = None) -> TrustedRoster:
+    """`unplanning`, in one step; raises NotASteward when these stewards are too few."""
+    return _at_once(propose(folder, unchanged, now=moment_of(now), plans=unplanning(run)), steward)
+
+
 def change_stewards(
     folder: Path, *, steward: Stewards, add: Iterable[StewardIdentity] = (), remove: Iterable[str] = (),
     now: datetime | None = None,
@@ -279,7 +295,7 @@ def _active(entry: MemberEntry) -> MemberEntry:
 
 __all__ = [
     "FRESH_FOR", "VALID_FOR", "BadExpiry", "BadRecall", "BadStewards", "MemberExists", "NotASteward", "add_member",
-    "adding", "change_stewards", "create_roster", "exchanging", "extending", "first_proposal", "moment_of",
-    "recall_organ", "recalling", "renew_roster", "revoke_member", "revoking", "rotate_member", "rotating",
-    "threshold", "unchanged",
+    "add_plan", "adding", "change_stewards", "create_roster", "exchanging", "extending", "first_proposal", "moment_of",
+    "recall_organ", "recalling", "remove_plan", "renew_roster", "revoke_member", "revoking", "rotate_member",
+    "rotating", "threshold", "unchanged",
 ]  # fmt: skip

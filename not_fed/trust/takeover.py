@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from not_fed.errors import TrustError
 from not_fed.trust import memory, people, repository
 from not_fed.trust.members import Recall, TrustedRoster, read_roster
 from not_fed.trust.memory import Memory
+from not_fed.trust.planning import check_plans_kept
 from not_fed.trust.recall import check_none_removed, collect
-from not_fed.trust.repository import NO_PREVIOUS, PREVIOUS, MaterialSource, Source, Verified, signed_sha256
+from not_fed.trust.repository import NO_PREVIOUS, PLANS, PREVIOUS, MaterialSource, Source, Verified, signed_sha256
 
 
 class RosterForked(TrustError):
@@ -46,12 +48,12 @@ def trusted(
 
 
 def roster_of(known: Memory, verified: Verified, *, now: datetime) -> TrustedRoster:
-    """The members and recalls of a verified version, with what was withdrawn before; raises RosterMalformed."""
+    """The members, recalls and plans of a verified version, with what was known before; raises RosterMalformed."""
     contents = verified.material.contents
     return read_roster(
-        contents["roster.json"], contents["recalls.json"], version=verified.targets.version,
+        contents["roster.json"], contents["recalls.json"], contents.get(PLANS), version=verified.targets.version,
         expires_at=verified.expires_at, withdrawn=[*(each.recall for each in known.withdrawn), *known.kept],
-        stale=verified.is_stale(now),
+        runs=known.runs, stale=verified.is_stale(now),
     )  # fmt: skip
 
 
@@ -61,27 +63,31 @@ def take_over(folder: Path, *, source: Source, recalls: Path | None, now: dateti
     Args:
         recalls: a folder with withdrawals that came along.
     Raises:
-        as `trusted`; RosterForked, RecallRemoved.
+        as `trusted`; RosterForked, RecallRemoved, PlanReplaced.
     Guarantees: a kill at any moment leaves what was trusted before or what is trusted after. A recall that was seen
-        stays, also when those who signed it are stewards no longer.
+        stays, also when those who signed it are stewards no longer; and a run keeps the first plan that was seen.
     Proved by: tests/unit/test_roster_kills.py::test_a_kill_leaves_the_old_roster_or_the_new_one,
-        tests/attacks/test_recall.py::test_a_recall_outlasts_the_stewards_who_made_it
+        tests/attacks/test_recall.py::test_a_recall_outlasts_the_stewards_who_made_it,
+        tests/attacks/test_roster_plans.py::test_new_stewards_cannot_give_a_run_another_plan
     """
     with memory.locked(folder):
         known, before = trusted(folder, now=now, accept_expired=True)
         pinned = known.material.roots[0]
         _check_not_forked(before, source)
         verified = repository.verify(source, pinned=pinned, known=known.material, now=now)
-        roster, kept = roster_of(known, verified, now=now), known.kept
+        plain = replace(known, runs={})  # what the stewards say, whatever was known of those runs before
+        earlier, roster, kept = roster_of(plain, before, now=now), roster_of(plain, verified, now=now), known.kept
         if _still_counts(before, verified):
-            check_none_removed(roster_of(known, before, now=now), roster)
+            check_none_removed(earlier, roster)
+            check_plans_kept(earlier, roster)
             _check_follows(before, verified)
         else:
-            kept += _lost(roster_of(known, before, now=now), roster)
+            kept += _lost(earlier, roster)
         lines = collect(recalls, roster=roster, known=known.withdrawn, now=now) if recalls is not None else {}
         if verified.material != known.material or lines:
             known = Memory(
-                material=verified.material, withdrawn=(*known.withdrawn, *lines), accepted=now, kept=kept
+                material=verified.material, withdrawn=(*known.withdrawn, *lines), accepted=now, kept=kept,
+                runs={**_digests(roster), **known.runs},
             )  # fmt: skip
             memory.write(folder, known, lines=lines)
         memory.hand_on(folder, known)
@@ -100,7 +106,7 @@ def first_trust(
     empty = Memory(material=verified.material, withdrawn=(), accepted=now)
     roster = roster_of(empty, verified, now=now)
     lines = collect(recalls, roster=roster, known=(), now=now) if recalls is not None else {}
-    state = Memory(material=verified.material, withdrawn=tuple(lines), accepted=now)
+    state = Memory(material=verified.material, withdrawn=tuple(lines), accepted=now, runs=_digests(roster))
     if os.path.lexists(folder) and not (folder / "trusted").is_dir():
         raise already_there(folder)
     if os.path.lexists(folder):
@@ -115,6 +121,10 @@ def first_trust(
             memory.write(part, state, lines=lines)
             memory.hand_on(part, state, older_roots=older_roots)
     return roster_of(state, verified, now=now)
+
+
+def _digests(roster: TrustedRoster) -> dict[str, str]:
+    return {run: plan.sha256 for run, plan in roster.plans.items()}
 
 
 def already_there(folder: Path) -> files.OutputExists:
