@@ -108,6 +108,12 @@ def train_command(
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", help="Predicted tokens in a step, without DP.")] = 1024,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longer records are cut.")] = 512,
     seed: Annotated[int, typer.Option("--seed", help="Order of the records; never used for DP.")] = 0,
+    proximal: Annotated[
+        float, typer.Option("--proximal", help="FedProx: hold the span near its start, with this mu.")
+    ] = 0.0,
+    body: Annotated[
+        list[Path] | None, typer.Option("--body", help="An organ of other layers, to train beside. Repeatable.")
+    ] = None,
     text_field: TextField = "text",
     device: Device = "auto",
     plain: Annotated[
@@ -143,7 +149,7 @@ def train_command(
         dp = _plan(wish, records, ledger.standing(identity, unit=records.unit), epochs=passes)
     settings = TrainSettings(
         span=Span.parse(span), lr=lr or (2e-3 if dp is None else 1e-2), epochs=passes, batch_tokens=batch_tokens,
-        max_tokens=max_tokens, seed=seed, dp=dp, engine=engine.value,
+        max_tokens=max_tokens, seed=seed, proximal=proximal, dp=dp, engine=engine.value,
         precision=_precision(precision, device=where, private=dp is not None),
         declared_units=declared_units or (divisor / sample_rate if dp is not None else None),
     )  # fmt: skip
@@ -167,6 +173,7 @@ def train_command(
             out=out,
             charge=None if ledger is None else ToLedger(ledger=ledger, name=data.name),
             init=init,
+            body=body or (),
             speed=Speed(device=where),
             progress=progress,
             warn=say,

@@ -9,7 +9,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from not_fed import canonical, settings
-from not_fed.envelope.task import Mode, ProposedPrivacy, Training
+from not_fed.aggregation.rules import BadRule, NormLimit, Rule, RuleName
+from not_fed.envelope.waybill import MAX_RECIPIENTS
+from not_fed.envelope.task import Mode, ProposedPrivacy, Training, are_apart
 from not_fed.settings import Name, Pair, Settings, Sha256
 from not_fed.trust.plans import SumPlan, UnsafePlan
 
@@ -35,6 +37,73 @@ class SecureSumTable(Settings):
     quorum: int = Field(default=0, ge=0)
 
 
+class OptimiserTable(Settings):
+    """What the aggregator does with the mean of a round's organs; see `not_fed.aggregation.optimisers`.
+
+    Attributes:
+        rate: the server's learning rate; 1 where it is not set, and 0.01 for adam and yogi.
+        momentum: for `momentum` alone. beta1, beta2, tau: for `adam` and `yogi` alone.
+    """
+
+    name: Literal["fedavg", "momentum", "adam", "yogi"]
+    rate: float | None = Field(default=None, gt=0, le=1000)
+    momentum: float | None = Field(default=None, ge=0, lt=1)
+    beta1: float | None = Field(default=None, ge=0, lt=1)
+    beta2: float | None = Field(default=None, ge=0, lt=1)
+    tau: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _its_own_fields(self) -> Self:
+        adaptive = self.name in ("adam", "yogi")
+        if self.momentum is not None and self.name != "momentum":
+            raise ValueError(f"no momentum for {self.name}" + ("; its name there is beta1" if adaptive else ""))
+        if not adaptive and any(value is not None for value in (self.beta1, self.beta2, self.tau)):
+            raise ValueError(f"no beta1, beta2 or tau for {self.name}; they are for adam and yogi")
+        return self
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the aggregate is the mean itself, so that nothing has to be known of the round before."""
+        still = self.name == "fedavg" or (self.name == "momentum" and self.momentum == 0)
+        return still and self.rate in (None, 1.0)
+
+
+class RobustTable(Settings):
+    """In mode trusted, how the organs of a round become one; see `not_fed.aggregation.rules.Rule` and docs/robust.md.
+
+    Attributes:
+        byzantine: how many sites may lie; with any other rule than the mean 1, if not given.
+        trim, keep: of trimmed-mean and multi-krum; without them as many as `byzantine` asks for and allows.
+        max_norm, max_ratio: how far an organ may be from where the round began, as a norm and as a multiple of the
+            median norm.
+        beyond: what happens to an organ that is farther.
+    """
+
+    rule: RuleName = "mean"
+    byzantine: int | None = Field(default=None, ge=0, le=124)
+    trim: int = Field(default=0, ge=0, le=124)
+    keep: int = Field(default=0, ge=0, le=250)
+    max_norm: float | None = Field(default=None, gt=0)
+    max_ratio: float | None = Field(default=None, gt=0)
+    beyond: Literal["clip", "leave-out"] = "clip"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        try:
+            self.as_rule()
+        except BadRule as error:
+            raise ValueError(f"{error.expected}, not {error.got}") from None
+        return self
+
+    def as_rule(self) -> Rule:
+        """The rule with its parameters; raises BadRule."""
+        limit = None
+        if self.max_norm is not None or self.max_ratio is not None:
+            limit = NormLimit(max_norm=self.max_norm, max_ratio=self.max_ratio, leave_out=self.beyond == "leave-out")
+        liars = int(self.rule != "mean") if self.byzantine is None else self.byzantine
+        return Rule(name=self.rule, byzantine=liars, trim=self.trim, keep=self.keep, limit=limit)
+
+
 class FederationPlan(Settings):
     """One run of a federation.
 
@@ -45,7 +114,9 @@ class FederationPlan(Settings):
         base: the base model's folder (or a name that not-fed knows), where the coordinator makes the aggregate: in
             mode trusted, and in mode secure-sum unless the sum is blind.
         span, spans: the layers that are trained; with several spans, each round trains another one, in turn.
+        robust: in mode trusted, another rule than the weighted mean; see docs/robust.md.
         quorum: in mode trusted, how many sites have to accept a round's aggregate; 0 without a vote.
+        optimiser: where the coordinator makes the aggregate; plain FedAvg without it.
         secure_sum: in mode secure-sum; the plan counts once the stewards have signed it into the roster.
         weights: share of each site in the mean, declared and public; a site that is not listed counts 1.
         min_answers: a round with fewer organs than this is closed as such and opened again later.
@@ -79,6 +150,7 @@ class FederationPlan(Settings):
     training: Training
     privacy: ProposedPrivacy | None = None
     quorum: int = Field(default=0, ge=0)
+    optimiser: OptimiserTable | None = None
     secure_sum: SecureSumTable | None = None
 
     @model_validator(mode="after")
@@ -89,6 +161,8 @@ class FederationPlan(Settings):
             raise ValueError("either span or spans")
         if any(not 0 <= start < stop for start, stop in self.in_turn):
             raise ValueError("each span as [start, stop] with 0 <= start < stop")
+        if not are_apart(self.in_turn):
+            raise ValueError("spans that are equal or share no layer, so that together they are one body")
         if not set(self.weights) <= set(self.sites) or any(weight <= 0 for weight in self.weights.values()):
             raise ValueError("a positive weight for sites of this run only")
         if self.mode == "trusted" and self.base is None:
@@ -100,7 +174,16 @@ class FederationPlan(Settings):
         if self.quorum > len(self.sites):
             raise ValueError("a quorum of at most the number of sites")
         self._sums_consistently()
+        self._optimises_consistently()
         return self
+
+    def _optimises_consistently(self) -> None:
+        if self.optimiser is None or self.optimiser.is_plain:
+            return
+        if self.mode == "bank":
+            raise ValueError("no [optimiser] in mode bank, where each site takes the mean itself")
+        if self.secure_sum is not None and self.secure_sum.blind:
+            raise ValueError("no [optimiser] with a blind sum, which the coordinator cannot read")
 
     def _sums_consistently(self) -> None:
         table = self.secure_sum

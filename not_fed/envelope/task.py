@@ -8,7 +8,9 @@ out for one site only, or count a site twice, without a signed contradiction.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -63,7 +65,12 @@ class ClockApart(BadGreeting):
 
 
 class Training(Statement):
-    """How the coordinator would like the span to be trained; a policy bounds it."""
+    """How the coordinator would like the span to be trained; a policy bounds it.
+
+    Attributes:
+        proximal: mu of FedProx, which holds what a site trains near the round's start; it needs no bound and costs no
+            privacy.
+    """
 
     lr: float = Field(gt=0, le=1)
     epochs: int = Field(ge=1, le=10_000)
@@ -71,6 +78,7 @@ class Training(Statement):
     max_tokens: int = Field(ge=2, le=1 << 20)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=1 << 32)
+    proximal: float = Field(default=0.0, ge=0, le=1e6)
 
 
 class ProposedPrivacy(Statement):
@@ -156,6 +164,7 @@ class Task(Statement):
         rules = {
             "round of at most rounds": self.round <= self.rounds,
             "spans [start, stop] with 0 <= start < stop": all(0 <= start < stop for start, stop in self.spans),
+            "spans that are equal or share no layer": are_apart(self.spans),
             "the round's own span": self.span == self.spans[(self.round - 1) % len(self.spans)],
             "a receiving task for the last round only": self.kind != "receive" or self.round == self.rounds,
             "parcels of rounds that are over": all(ref.round <= latest for ref in self.parcels),
@@ -164,8 +173,8 @@ class Task(Statement):
             "each sealed organ once": len({ref.sealed_sha256 for ref in self.parcels}) == len(self.parcels),
             "one organ of each sender and round": len({(ref.sender, ref.round) for ref in self.parcels})
             == len(self.parcels),
-            "one round of each span": len({(ref.sender, self.span_of(ref.round)) for ref in self.parcels})
-            == len(self.parcels),
+            "one round of each span": len({self.span_of(ref.round) for ref in self.parcels})
+            == len({ref.round for ref in self.parcels}),
             "an end after its beginning, in at most 30 days": timedelta(0)
             < self.expires - self.issued
             <= _MAX_VALIDITY,
@@ -202,6 +211,15 @@ class Task(Statement):
         """What must not change from one task of a run to the next."""
         names = {"federation", "rounds", "mode", "base_sha256", "spans", "training", "privacy", "sites", "recipients"}
         return self.model_dump(mode="json", include=names | {"coordinator"})
+
+
+def are_apart(spans: Sequence[tuple[int, int]]) -> bool:
+    """Whether any two of these spans are the same or share no layer: then rounds in turn make one body.
+
+    >>> are_apart([(26, 29), (20, 23), (26, 29)]), are_apart([(20, 23), (22, 25)])
+    (True, False)
+    """
+    return all(lower[1] <= upper[0] for lower, upper in pairwise(sorted(set(spans))))
 
 
 class Greeting(Statement):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -13,13 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from not_fed import canonical
-from not_fed.organ.anatomy import Span
+from not_fed.organ.anatomy import Span, SpanOutside
+from not_fed.organ.body import read_body
 from not_fed.organ.checkpoint import Base
-from not_fed.organ.fit import check_fit
 from not_fed.organ.layout import packable
-from not_fed.organ.organ import read_organ
-from not_fed.organ.prefix import compute_prefix, tokenise
+from not_fed.organ.organ import OrganInfo
+from not_fed.organ.prefix import compute_prefix, prefix_key, tokenise
 from not_fed.organ.split import load_split, load_tokenizer
 from not_fed.organ.train import NothingToLearn
 from not_fed.progress import Progress, silent
@@ -68,7 +66,10 @@ def perplexity_of(losses: NDArray[np.float64], tokens: NDArray[np.int64], *, sec
 
 
 class Evaluator:
-    """Held-out records of one data set, with the frozen prefix computed once for every organ that is compared."""
+    """Held-out records of one data set, with the frozen prefix computed once for every organ that is compared.
+
+    With a span that covers several organs' layers it compares bodies: several organs at once, in their own places.
+    """
 
     def __init__(
         self,
@@ -97,31 +98,42 @@ class Evaluator:
             )
         self._model = load_split(base, span=span, device=device)
         self._own = {name: parameter.detach().clone() for name, parameter in self._model.parameters().items()}
-        key = hashlib.sha256(canonical.dumps([base.sha256, span.start, self._data.digest()])).hexdigest()
+        key = prefix_key(base, span=span, data=self._data)
         self._cache = compute_prefix(
             self._model, self._data, key=key, micro_tokens=MICRO_TOKENS, store=None, progress=progress
         )
 
-    def perplexity(self, organ: Path | None = None) -> Perplexity:
-        """Perplexity with an organ in place, or of the base itself.
-
-        Raises:
-            FitError: the organ does not fit the base at this span.
-        """
+    def perplexity(self, organs: Path | Sequence[Path] | None = None) -> Perplexity:
+        """Perplexity with an organ in place, with those of a body, or of the base itself; raises as `put_in`."""
         started = time.monotonic()
-        self.put_in(organ)
+        self.put_in(organs)
         losses, tokens = self.record_losses()
         return perplexity_of(losses, tokens, seconds=time.monotonic() - started)
 
-    def put_in(self, organ: Path | None) -> None:
-        """Put an organ into the span, or the base's own layers back; raises FitError."""
-        if organ is None:
-            with torch.no_grad():
-                for name, parameter in self._model.parameters().items():
-                    parameter.copy_(self._own[name])
-        else:
-            check_fit(read_organ(organ), base=self._base, at=self._model.span.start)
-            self._model.load_organ(organ)
+    def put_in(self, organs: Path | Sequence[Path] | None) -> None:
+        """Put organs in, each where it was cut, and the base's own layers everywhere else in the span.
+
+        Raises:
+            FitError: one does not fit the base, they overlap, or one reaches out of the span; nothing was put in.
+        Proved by: tests/unit/test_body.py::test_a_body_is_measured_as_the_model_it_becomes
+        """
+        paths = [] if organs is None else [organs] if isinstance(organs, Path) else organs
+        body = read_body(paths, base=self._base)
+        for organ in body:
+            self._check_inside(organ)
+        with torch.no_grad():
+            for name, parameter in self._model.parameters().items():
+                parameter.copy_(self._own[name])
+        for organ in body:
+            self._model.load_organ(organ.path, span=organ.span)
+
+    def _check_inside(self, organ: OrganInfo) -> None:
+        span = self._model.span
+        if not span.start <= organ.span.start < organ.span.stop <= span.stop:
+            raise SpanOutside(
+                where=organ.path.name, expected=f"layers within {span}, which are measured", got=str(organ.span),
+                hint="measure over a span that covers every organ",
+            )  # fmt: skip
 
     @property
     def lengths(self) -> list[int]:

@@ -16,13 +16,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from not_fed import canonical
+from not_fed.organ.anatomy import Span
+from not_fed.organ.checkpoint import Base
 from not_fed.organ.layout import packable
+from not_fed.organ.organ import OrganInfo
 from not_fed.organ.split import SplitModel
 from not_fed.progress import Progress, silent
 
 
 class PrefixStore(Protocol):
-    """Keeps activations between rounds; whoever implements it answers for their secrecy."""
+    """Keeps activations between rounds; whoever implements it answers for their secrecy.
+
+    A key is `PLACE-DIGEST`. What is saved for a place takes the place of what was there: where a layer below has
+    changed since, that is of no use to anybody.
+    """
 
     def load(self, key: str) -> Mapping[str, Tensor] | None:
         """What was saved under `key`, or None."""
@@ -68,6 +76,16 @@ def tokenise(tokenizer: Any, records: Sequence[str], *, max_tokens: int) -> Toke
     return TokenisedRecords(tuple(torch.tensor(row, dtype=torch.int64) for row in encoded))
 
 
+def prefix_key(base: Base, *, span: Span, data: TokenisedRecords, body: Sequence[OrganInfo] = ()) -> str:
+    """The key of a prefix: all that its activations depend on, which of a body is what lies below the span.
+
+    Proved by: tests/unit/test_body.py::test_a_kept_prefix_serves_until_a_layer_below_changes
+    """
+    below = [organ.sha256 for organ in body if organ.span.stop <= span.start]
+    facts = [base.sha256, span.start, below, data.digest()]
+    return f"{span.start}-{hashlib.sha256(canonical.dumps(facts)).hexdigest()}"
+
+
 class PrefixCache:
     """Span inputs of every record, ragged, on the model's own device or in main memory."""
 
@@ -92,7 +110,7 @@ def compute_prefix(
     """Run the frozen prefix over all records, or take its result from the store.
 
     Args:
-        key: names base, span start and tokens; what is stored under it is exactly reusable.
+        key: names all that the result depends on (`prefix_key`); what is stored under it is exactly reusable.
         micro_tokens: tokens in one forward.
     """
     lengths = data.predictions

@@ -18,7 +18,7 @@ from not_fed.organ.data import Records
 from not_fed.organ.layout import packable
 from not_fed.organ.prefix import TokenisedRecords, compute_prefix
 from not_fed.organ.resume import Kept
-from not_fed.organ.steps import SpanData
+from not_fed.organ.steps import Proximal, SpanData
 from not_fed.organ.units import Unit, Units, micro_batches
 from not_fed.privacy.accounting import DpPlan, NoisedRelease
 from not_fed.privacy.audit.probe import Probe
@@ -85,12 +85,14 @@ class PrivateSteps:
         held: Reserved,
         declared_units: float | None,
         goes_on: bool,
+        proximal: float,
         source: RandomSource,
     ) -> None:
         """Use `begin`, which checks and reserves first."""
         self._data, self._engine, self._units, self._plan = data, engine, units, plan
         self._held, self._declared_units, self._source = held, declared_units, source
         self._goes_on = goes_on
+        self._proximal = Proximal(engine.parameters, mu=proximal)
         self._shapes = {name: weight.shape for name, weight in engine.parameters.items()}
         self._probe = Probe(self._shapes, plan=plan, source=source)
         self._released: list[dict[str, Any]] = []
@@ -107,11 +109,13 @@ class PrivateSteps:
         goes_on: bool,
         reserve: Callable[[], Reserved],
         source: RandomSource,
+        proximal: float = 0.0,
     ) -> Self:
         """Everything that can fail for nothing, then the reservation.
 
         Args:
-            goes_on: it starts from an organ, which may have seen these records in an earlier run.
+            goes_on: it starts from organs, which may have seen these records in an earlier run.
+            proximal: see `Proximal`.
         Raises:
             NoPeople, UnitUnderstates, SentinelDisagrees, UnknownModule: nothing was spent.
             BudgetSpent: it was refused; nothing was spent.
@@ -126,6 +130,7 @@ class PrivateSteps:
             held=reserve(),
             declared_units=declared_units,
             goes_on=goes_on,
+            proximal=proximal,
             source=source,
         )
 
@@ -156,6 +161,7 @@ class PrivateSteps:
         self._probe.saw(released)
         for name, gradient in released.items():
             self._engine.parameters[name].grad = gradient
+        self._proximal.add_to_gradients(self._engine.parameters)
         return ""
 
     def finish(self) -> bool:

@@ -22,6 +22,7 @@ from not_fed.organ.anatomy import Family, Span
 from not_fed.organ.checkpoint import Base
 from not_fed.organ.head_loss import token_losses
 from not_fed.organ.layout import Layout, pack, stack
+from not_fed.organ.organ import OrganInfo
 
 
 class _Reached(Exception):
@@ -76,18 +77,19 @@ class SplitModel:
             1 if getattr(model.config, "pad_token_id", None) == 0 else 0
         )  # any token but the one that means padding
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """The span's parameters by organ tensor name (`layers.0.…`)."""
+    def parameters(self, span: Span | None = None) -> dict[str, nn.Parameter]:
+        """The parameters of the span, or of other layers, by organ tensor name (`layers.0.…`)."""
+        layers = self.span_layers if span is None else self._layers[span.start : span.stop]
         return {
             f"{self._list_name}.{index}.{name}": parameter
-            for index, layer in enumerate(self.span_layers)
+            for index, layer in enumerate(layers)
             for name, parameter in layer.named_parameters()
         }
 
-    def load_organ(self, organ: Path) -> None:
-        """Put an organ's weights into the span; the caller has checked that it fits."""
+    def load_organ(self, organ: Path, *, span: Span | None = None) -> None:
+        """Put an organ's weights into the span, or into other layers; the caller has checked that it fits."""
         with safe_open(organ, framework="pt") as tensors, torch.no_grad():
-            for name, parameter in self.parameters().items():
+            for name, parameter in self.parameters(span).items():
                 parameter.copy_(tensors.get_tensor(name))
 
     def prefix(self, layout: Layout) -> Tensor:
@@ -150,15 +152,22 @@ class SplitModel:
             setattr(self._inner, self._list_name, self._layers)
 
 
-def load_split(base: Base, *, span: Span, device: str = "cpu") -> SplitModel:
-    """Load a base with transformers (float32, local files only) and cut it at the span."""
+def load_split(base: Base, *, span: Span, device: str = "cpu", body: Sequence[OrganInfo] = ()) -> SplitModel:
+    """Load a base with transformers (float32, local files only) and cut it at the span.
+
+    Args:
+        body: organs that take the place of the base's own layers, checked by `read_body`.
+    """
     from transformers import AutoModelForCausalLM
 
     span.check_inside(base.layers, where=str(base.folder))
     family = base.family  # refused before anything is loaded
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, local_files_only=True)
-    return SplitModel(model.to(device), family=family, span=span)
+    split = SplitModel(model.to(device), family=family, span=span)
+    for organ in body:
+        split.load_organ(organ.path, span=organ.span)
+    return split
 
 
 def load_tokenizer(base: Base) -> Any:  # noqa: ANN401  transformers has no common public type

@@ -22,13 +22,14 @@ from torch import nn
 from not_fed import canonical, files
 from not_fed.errors import InputError
 from not_fed.organ.anatomy import Span
+from not_fed.organ.body import digests, read_body
 from not_fed.organ.charging import Charge, NobodyPays, reserve
 from not_fed.organ.checkpoint import Base
 from not_fed.organ.data import Records
 from not_fed.organ.extract import describe
 from not_fed.organ.fit import check_fit
 from not_fed.organ.organ import Manifest, OrganInfo, read_organ
-from not_fed.organ.prefix import PrefixStore, compute_prefix, tokenise
+from not_fed.organ.prefix import PrefixStore, compute_prefix, prefix_key, tokenise
 from not_fed.organ.private_steps import PrivateSteps
 from not_fed.organ.resume import Resume
 from not_fed.organ.split import SplitModel, load_split, load_tokenizer
@@ -80,6 +81,7 @@ class TrainSettings:
             unit's gradient vary with its company in a micro-batch, by up to 0.5 % of the clip (float32: 5e-7), which
             no epsilon accounts for: choose it for a private run knowingly; the manifest names it.
         dp: the plan of a private run, or None.
+        proximal: mu of FedProx: holds the span near its start; costs no epsilon. See `not_fed.organ.steps.Proximal`.
         engine: how a private run clips: "auto", or by name; see `not_fed.privacy.engine.engine`.
         declared_units: by what the plan's releases are divided: a public number, never counted from the records.
     """
@@ -93,6 +95,7 @@ class TrainSettings:
     weight_decay: float = 0.01
     seed: int = 0
     precision: Precision = "float32"
+    proximal: float = 0.0
     dp: DpPlan | None = None
     engine: Wanted = "auto"
     declared_units: float | None = None
@@ -107,6 +110,7 @@ class TrainSettings:
             ("max_tokens", self.max_tokens, self.max_tokens >= 2, "at least 2"),
             ("warmup", self.warmup, 0 <= self.warmup < 1, "0 or more, less than 1"),
             ("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more"),
+            ("proximal", self.proximal, 0 <= self.proximal < math.inf, "0 or more"),
             (
                 "declared_units",
                 self.declared_units,
@@ -171,6 +175,7 @@ def train(
     out: Path,
     charge: Charge | None = None,
     init: Path | None = None,
+    body: Sequence[Path] = (),
     speed: Speed = Speed(),
     progress: Progress = silent,
     prefix_store: PrefixStore | None = None,
@@ -184,10 +189,11 @@ def train(
         out: the organ file; appears whole or not at all. `.NAME.resume` beside it lets an interrupted run go on.
         charge: who pays for a private run; needed with a DP plan.
         init: an organ to start from instead of the base's own span.
+        body: organs of other layers, which stay as they are: what is trained learns to work with them.
         warn: told, in one line, when a private run has to clip in a slower way, or starts from what promises nothing.
         source: randomness of a DP run; anything but the operating system is for tests.
     Raises:
-        FitError: `init` does not fit the base. NothingToLearn, Diverged, OutputExists.
+        FitError: `init` or the body does not fit the base. NothingToLearn, Diverged, OutputExists.
         NobodyPays, NoPeople, UnitUnderstates, BudgetSpent: a private run that may not start; nothing was spent.
         AuditAlarm: a private run did not do what it claims; the reservation stays spent.
     Guarantees:
@@ -199,12 +205,13 @@ def train(
     started = time.monotonic()
     whose = records if isinstance(records, Records) else Records(tuple(records))
     _require_ready(whose, settings, charge=charge, out=out)
-    start = _start(init, base=base, at=settings.span.start)
-    if settings.dp is not None and start is not None and _promises_nothing(start):
+    start, others = _start(init, base=base, at=settings.span.start), read_body(body, base=base, beside=settings.span)
+    before = others if start is None else (start, *others)
+    if settings.dp is not None and any(_promises_nothing(organ) for organ in before):
         warn("the start was trained without privacy: epsilon says nothing about the records that it has seen")
-    data = _prepare(base, whose, settings, start=start, speed=speed, progress=progress, store=prefix_store)
+    data = _prepare(base, whose, settings, start=start, body=others, speed=speed, progress=progress, store=prefix_store)
     prefix_seconds = time.monotonic() - started
-    resume = Resume.beside(out, run=_fingerprint(base, settings, data, whose, start))
+    resume = Resume.beside(out, run=_fingerprint(base, settings, data, whose, start, others))
     steps: PlainSteps | PrivateSteps
     if (plan := settings.dp) is None or charge is None:
         steps = _plain_steps(data, settings, save_every_s=speed.save_every_s)
@@ -216,12 +223,17 @@ def train(
             plan=plan,
             declared_units=settings.declared_units,
             engine=engine,
-            goes_on=start is not None,
+            goes_on=bool(before),
+            proximal=settings.proximal,
             reserve=lambda: reserve(charge, whose, plan=plan, resume=resume),
             source=source,
         )
     _take(steps, data.model.parameters(), settings, resume=resume, progress=progress)
     training = {"mode": "in-place", "lr": settings.lr, "precision": settings.precision, **steps.summary()}
+    if settings.proximal:
+        training["proximal"] = settings.proximal
+    if others:
+        training["body"] = digests(others)
     manifest = replace(
         describe(base, settings.span), training=training, parents=() if start is None else (start.sha256,)
     )
@@ -274,6 +286,7 @@ def _prepare(
     settings: TrainSettings,
     *,
     start: OrganInfo | None,
+    body: Sequence[OrganInfo],
     speed: Speed,
     progress: Progress,
     store: PrefixStore | None,
@@ -287,10 +300,10 @@ def _prepare(
             got=f"{len(records.texts):,} shorter ones",
             hint="check --text-field",
         )
-    model = load_split(base, span=settings.span, device=speed.device)
+    model = load_split(base, span=settings.span, device=speed.device, body=body)
     if start is not None:
         model.load_organ(start.path)
-    key = hashlib.sha256(canonical.dumps([base.sha256, settings.span.start, tokens.digest()])).hexdigest()
+    key = prefix_key(base, span=settings.span, data=tokens, body=body)
     micro_tokens = speed.micro_tokens
     cache = compute_prefix(model, tokens, key=key, micro_tokens=micro_tokens, store=store, progress=progress)
     for parameter in model.parameters().values():
@@ -301,7 +314,9 @@ def _prepare(
 
 def _plain_steps(data: SpanData, settings: TrainSettings, *, save_every_s: float) -> PlainSteps:
     batches = plan_batches(data.lengths, epochs=settings.epochs, batch_tokens=settings.batch_tokens, seed=settings.seed)
-    return PlainSteps(data, batches=batches, epochs=settings.epochs, save_every_s=save_every_s)
+    return PlainSteps(
+        data, batches=batches, epochs=settings.epochs, save_every_s=save_every_s, proximal=settings.proximal
+    )
 
 
 def _take(
@@ -318,7 +333,14 @@ def _take(
     take_all(steps, parameters=parameters, optimiser=optimiser, rate=rate, resume=resume, progress=progress)
 
 
-def _fingerprint(base: Base, settings: TrainSettings, data: SpanData, records: Records, start: OrganInfo | None) -> str:
+def _fingerprint(
+    base: Base,
+    settings: TrainSettings,
+    data: SpanData,
+    records: Records,
+    start: OrganInfo | None,
+    body: Sequence[OrganInfo],
+) -> str:
     """Names the run inside one machine; never leaves it."""
     facts = {
         **asdict(settings),
@@ -326,6 +348,7 @@ def _fingerprint(base: Base, settings: TrainSettings, data: SpanData, records: R
         "tokens": data.tokens.digest(),
         "people": list(records.people or ()),
         "init": start.sha256 if start else None,
+        "body": digests(body),
     }
     return hashlib.sha256(canonical.dumps(facts)).hexdigest()
 
