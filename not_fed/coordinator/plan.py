@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from not_fed import canonical, settings
 from not_fed.aggregation.rules import BadRule, NormLimit, Rule, RuleName
-from not_fed.envelope.waybill import MAX_RECIPIENTS
 from not_fed.envelope.task import Mode, ProposedPrivacy, Training, are_apart
+from not_fed.envelope.waybill import MAX_RECIPIENTS
 from not_fed.settings import Name, Pair, Settings, Sha256
 from not_fed.trust.plans import SumPlan, UnsafePlan
 
@@ -149,6 +149,7 @@ class FederationPlan(Settings):
     max_parcel_bytes: int = Field(default=8 << 30, ge=1)
     training: Training
     privacy: ProposedPrivacy | None = None
+    robust: RobustTable | None = None
     quorum: int = Field(default=0, ge=0)
     optimiser: OptimiserTable | None = None
     secure_sum: SecureSumTable | None = None
@@ -175,7 +176,27 @@ class FederationPlan(Settings):
             raise ValueError("a quorum of at most the number of sites")
         self._sums_consistently()
         self._optimises_consistently()
+        self._bears_liars()
         return self
+
+    def _bears_liars(self) -> None:
+        """A rule keeps its promise with as few organs as a round may close with."""
+        if self.mode == "trusted" and self.needs_start and len(self.sites) >= MAX_RECIPIENTS:
+            raise ValueError(
+                f"fewer than {MAX_RECIPIENTS} sites where the next round's organs are measured from the aggregate: it "
+                "is sealed to the coordinator too"
+            )
+        if self.robust is None:
+            return
+        rule = self.rule
+        if self.mode != "trusted":
+            raise ValueError("[robust] in mode trusted only: in the others nobody sees the organs beside each other")
+        try:
+            rule.check(self.min_answers)
+        except BadRule as error:
+            raise ValueError(f"min_answers for {rule.name} of {error.expected}, not {error.got}") from None
+        if rule.name != "mean" and len({self.weights.get(site, 1.0) for site in self.sites}) > 1:
+            raise ValueError(f"equal weights with {rule.name}, which counts each organ once")
 
     def _optimises_consistently(self) -> None:
         if self.optimiser is None or self.optimiser.is_plain:
@@ -199,6 +220,16 @@ class FederationPlan(Settings):
             self.sum_plan().thresholds()
         except UnsafePlan as error:
             raise ValueError(f"{error.expected}, not {error.got}: {error.hint}") from None
+
+    @property
+    def rule(self) -> Rule:
+        """How the organs of a round become one."""
+        return Rule() if self.robust is None else self.robust.as_rule()
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether the coordinator has to read what a round began from."""
+        return self.rule.limit is not None or (self.optimiser is not None and not self.optimiser.is_plain)
 
     @property
     def in_turn(self) -> tuple[Pair, ...]:

@@ -548,7 +548,7 @@ class Rounds:
 
         with aggregate(
             good, plan=self.plan, round_number=step.round, bank=self.bank, home=self._home, roster=self.roster,
-            signer=self._signer, now=now,
+            signer=self._signer, now=now, start=self._began_from(step), tell=self._problem,
         ) as (sealed, label):  # fmt: skip
             stored = self.bank.put(sealed, label=label, roster=self.roster, now=now).sealed
         if self.log is not None:
@@ -557,6 +557,15 @@ class Rounds:
         self.state.set_aggregate(step.run, step.round, sealed_sha256=digest, size_bytes=size)
         log.info("round %d: aggregate of %d organs sealed to every site", step.round, len(good))
         return digest, size
+
+    def _began_from(self, step: Step) -> str | None:
+        """The sealed aggregate that a round's training began from; None where it was the base's own layers."""
+        span = self.plan.span_of(step.round)
+        for number in range(step.round - 1, 0, -1):
+            if self.plan.span_of(number) == span:
+                known = self.state.aggregate(step.run, number)
+                return None if known is None else known[0]
+        return None
 
     def _problem(self, code: str, text: str, *, site: str | None = None) -> None:
         self.state.problem(code, " ".join(text.split())[:500], site=site)

@@ -1,31 +1,41 @@
 """Mode trusted: the aggregator opens each organ of a round, one at a time, and seals their mean to every site.
 
-This is the one place of the coordinator that holds a decryption key and needs torch. No opened organ stays: each is in
-a private folder while it is added, and gone before the next one is opened.
+This is the one place of the coordinator that holds a decryption key and needs torch. No opened organ stays. For the
+plain mean each is in a private folder while it is added, and gone before the next one is opened; a rule of `[robust]`
+needs all of them side by side, on disk, until the aggregate is written. Either way the folder is removed at the end,
+also of an attempt that fails, and before the next one begins if a kill left it there.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
+from not_fed import files
+from not_fed.aggregation.robust import Remark
+from not_fed.aggregation.rules import BadRule
 from not_fed.coordinator.bank import Bank
 from not_fed.coordinator.plan import FederationPlan
 from not_fed.coordinator.state import Answered
 from not_fed.envelope.checks import Expectation
-from not_fed.envelope.open import open_organ, passport_path
+from not_fed.envelope.open import Opened, open_organ, passport_path
 from not_fed.envelope.passport import issue_passport, new_passport
 from not_fed.envelope.seal import seal_organ
-from not_fed.errors import NotFedError, PeerError
+from not_fed.errors import NotFedError, PeerError, TrustError
 from not_fed.home import Home
 from not_fed.keys import Opener, Signer
+from not_fed.organ.anatomy import Span
+from not_fed.organ.checkpoint import Base, Place
 from not_fed.organ.fit import check_fit
 from not_fed.organ.merge import OrganMean, check_claims
 from not_fed.organ.organ import read_organ
+from not_fed.organ.robust import RobustOrgans
 from not_fed.resources.bases import find_base
 from not_fed.snapshots import take_snapshot
 from not_fed.trust.roster import TrustedRoster
@@ -39,6 +49,19 @@ class TooFewUsable(PeerError):
     code = "too-few-usable"
 
 
+class OtherStart(TrustError):
+    """What a round is said to have begun from is not one of the coordinator's own aggregates."""
+
+    code = "other-start"
+
+
+class Tell(Protocol):
+    """Told of an organ that is not in the aggregate as it came."""
+
+    def __call__(self, code: str, text: str, /, *, site: str | None = None) -> None:
+        """Note it where an administrator finds it."""
+
+
 @contextmanager
 def aggregate(
     answers: Sequence[Answered],
@@ -50,16 +73,25 @@ def aggregate(
     roster: TrustedRoster,
     signer: Signer,
     now: datetime,
+    start: str | None = None,
+    tell: Tell = lambda code, text, *, site=None: None,
 ) -> Iterator[tuple[Path, bytes]]:
     """The sealed aggregate of a round and its label; memory does not grow with the organs' size or number.
 
-    An organ that is refused is left out and named in the log; it does not stop the others.
+    An organ that is refused, left out by the plan's rule or clipped is named in the log; it does not stop the others.
+    Disk: one sealed and one opened organ, eight bytes a parameter for the sums, and the aggregate twice (opened and
+    sealed); with a rule of `[robust]` all organs of the round at once instead of the sums, and the start.
 
+    Args:
+        start: digest of the sealed aggregate that the round began from; None is the base's own layers. Opened where the
+            plan measures from there, for which such an aggregate is sealed to the coordinator too.
+        tell: told of each organ that is not in the aggregate as it came: code, text and site.
     Yields:
         the sealed file, which is gone after the block, and the label.
 
     Raises:
-        TooFewUsable: fewer organs than the plan's `min_answers` are left.
+        TooFewUsable: fewer organs than the plan's `min_answers` are left, or than its rule needs.
+        NoSpace: a rule of `[robust]` needs more room than the disk has; nothing was opened.
     Proved by: tests/journeys/test_federation_trusted.py::test_the_aggregate_is_plain_fedavg,
         tests/attacks/test_poisoned_mean.py
     """
@@ -67,16 +99,12 @@ def aggregate(
     shutil.rmtree(work)  # left by an attempt that was cut off
     home.private_folder("work")
     try:
-        organ = _average(
-            answers,
-            plan=plan,
-            round_number=round_number,
-            bank=bank,
-            opener=home.opener(),
-            roster=roster,
-            work=work,
-            now=now,
-        )
+        table = _Table(
+            plan=plan, round_number=round_number, bank=bank, opener=home.opener(), roster=roster, work=work, now=now,
+            tell=tell,
+        )  # fmt: skip
+        origin = table.origin(start) if plan.needs_start else None
+        organ = table.combine(answers, origin=origin) if plan.rule.needs_all else table.average(answers)
         snapshot = take_snapshot(organ)
         passport = new_passport(
             organ, author=plan.name, federation=plan.federation, round_number=round_number, now=now,
@@ -87,7 +115,7 @@ def aggregate(
             snapshot=snapshot,
             passport=issue_passport(passport, signer=signer),
             sender=signer,
-            recipients=[site for site in plan.sites if site in roster.members and roster.members[site].is_current(now)],
+            recipients=_recipients(plan, roster, now=now),
             roster=roster,
             federation=plan.federation,
             round_number=round_number,
@@ -99,51 +127,144 @@ def aggregate(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _average(
-    answers: Sequence[Answered],
-    *,
-    plan: FederationPlan,
-    round_number: int,
-    bank: Bank,
-    opener: Opener,
-    roster: TrustedRoster,
-    work: Path,
-    now: datetime,
-) -> Path:
-    mean, added, base = OrganMean(scratch=work), 0, find_base(str(plan.base))
-    expect = Expectation(
-        federation=plan.federation, round_number=round_number, base_sha256=plan.base_sha256, span=plan.span_of(round_number)
-    )
-    for answer in sorted(answers, key=lambda one: one.site):  # the same order as a site's own mean
-        out, digest, sealed = work / "one.organ", str(answer.sealed_sha256), work / "one.sealed"
+def _recipients(plan: FederationPlan, roster: TrustedRoster, *, now: datetime) -> list[str]:
+    """The sites that are on the roster now; and the coordinator, where it has to measure from the aggregate later."""
+    sites = [site for site in plan.sites if site in roster.members and roster.members[site].is_current(now)]
+    return [*sites, plan.name] if plan.needs_start else sites
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """Where one round's organs are opened."""
+
+    plan: FederationPlan
+    round_number: int
+    bank: Bank
+    opener: Opener
+    roster: TrustedRoster
+    work: Path
+    now: datetime
+    tell: Tell
+
+    def average(self, answers: Sequence[Answered]) -> Path:
+        """The plain mean: no more than one organ is open at a time."""
+        mean, base, out = OrganMean(scratch=self.work), find_base(str(self.plan.base)), self.work / "one.organ"
+
+        def add(answer: Answered) -> None:
+            try:
+                self._open(answer, base=base, out=out)
+                mean.add(out, weight=self._weight(answer))
+            finally:
+                _remove(out)
+
+        self._enough(self._each(answers, add))
+        mean.write(self.work / "aggregate.organ")
+        return self.work / "aggregate.organ"
+
+    def combine(self, answers: Sequence[Answered], *, origin: Mapping[str, Place] | None) -> Path:
+        """By the plan's rule, with all organs side by side."""
+        self._check_space(answers)
+        base, organs = find_base(str(self.plan.base)), RobustOrgans(self.plan.rule, start=origin)
+
+        def add(answer: Answered) -> None:
+            out = self.work / f"from-{answer.site}.organ"
+            try:
+                self._open(answer, base=base, out=out)
+                organs.add(out, name=answer.site, weight=self._weight(answer))
+            except BaseException:
+                _remove(out)
+                raise
+
+        self._enough(self._each(answers, add))
         try:
-            bank.fetch(digest, sealed)
-            opened = open_organ(
-                sealed,
-                opener=opener,
-                roster=roster,
-                out=out,
-                now=now,
-                expect=expect,
-                label=bank.label(digest),
-            )  # each sealed file counts once by its digest; a memory of waybills would refuse it after a crash
-            organ = read_organ(out)
-            check_claims(organ, opened.passport)
-            check_fit(organ, base=base)
-            mean.add(out, weight=plan.weights.get(answer.site, 1.0))
-            added += 1
-            log.info("round %d: organ %s of %s added", round_number, opened.organ_sha256[:12], answer.site)
-        except NotFedError as error:
-            log.warning("round %d: organ of %s left out: %s: %s", round_number, answer.site, error.code, error)
+            organs.write(self.work / "aggregate.organ", tell=self._remark)
+        except BadRule as error:  # the filter on norms has left out too many
+            raise self._too_few(error.expected, error.got) from None
+        return self.work / "aggregate.organ"
+
+    def _each(self, answers: Sequence[Answered], add: Callable[[Answered], None]) -> int:
+        """Add each answer's organ, in the same order as a site's own mean; how many could be added."""
+        added = 0
+        for answer in sorted(answers, key=lambda one: one.site):
+            try:
+                add(answer)
+                added += 1
+                log.info("round %d: organ of %s added", self.round_number, answer.site)
+            except NotFedError as error:
+                self._told(error.code, f"its organ was left out: {error}", site=answer.site)
+        return added
+
+    def _open(self, answer: Answered, *, base: Base, out: Path) -> None:
+        """Bring one sealed organ here, open it, and check that it is what its passport says and fits the base."""
+        passport = self._unseal(str(answer.sealed_sha256), out=out, round_number=self.round_number).passport
+        organ = read_organ(out)
+        check_claims(organ, passport)
+        check_fit(organ, base=base)
+
+    def _unseal(self, digest: str, *, out: Path, round_number: int | None) -> Opened:
+        """Each sealed file counts once by its digest; a memory of waybills would refuse it after a crash."""
+        sealed, plan = self.work / "one.sealed", self.plan
+        expect = Expectation(
+            federation=plan.federation, round_number=round_number, base_sha256=plan.base_sha256,
+            span=plan.span_of(self.round_number),
+        )  # fmt: skip
+        try:
+            self.bank.fetch(digest, sealed)
+            return open_organ(
+                sealed, opener=self.opener, roster=self.roster, out=out, now=self.now, expect=expect,
+                label=self.bank.label(digest),
+            )  # fmt: skip
         finally:
-            for path in (sealed, out, passport_path(out)):
-                path.unlink(missing_ok=True)
-    if added < plan.min_answers:
-        raise TooFewUsable(
-            where=f"round {round_number}",
-            expected=f"at least {plan.min_answers} organs that can be used",
-            got=str(added),
+            sealed.unlink(missing_ok=True)
+
+    def origin(self, digest: str | None) -> Mapping[str, Place]:
+        """The tensors that the round began from, by their names in an organ."""
+        base = find_base(str(self.plan.base))
+        if digest is None:
+            return base.span_places(Span(*self.plan.span_of(self.round_number)))
+        out = self.work / "start.organ"
+        opened = self._unseal(digest, out=out, round_number=None)
+        if opened.sender != self.plan.name:
+            raise OtherStart(
+                where="what the round began from", expected=f"an aggregate of {self.plan.name}",
+                got=f"an organ of {opened.sender}", hint="nothing was aggregated",
+            )  # fmt: skip
+        organ = read_organ(out)
+        check_fit(organ, base=base)
+        return organ.places
+
+    def _check_space(self, answers: Sequence[Answered]) -> None:
+        """All organs opened, one of them sealed besides, and the aggregate opened and sealed."""
+        sizes = [answer.size_bytes for answer in answers]
+        needed = sum(sizes) + 3 * max(sizes, default=0)
+        free = shutil.disk_usage(self.work).free
+        if free < needed:
+            raise files.NoSpace(
+                where=str(self.work), expected=f"{needed:,} free bytes: {self.plan.rule.name} needs all organs at once",
+                got=f"{free:,}", hint="nothing was opened; make room, or take the mean, which needs one at a time",
+            )  # fmt: skip
+
+    def _weight(self, answer: Answered) -> float:
+        return self.plan.weights.get(answer.site, 1.0)
+
+    def _remark(self, remark: Remark) -> None:
+        self._told(remark.code, str(remark), site=remark.name)
+
+    def _told(self, code: str, text: str, *, site: str) -> None:
+        log.warning("round %d: %s: %s: %s", self.round_number, site, code, text)
+        self.tell(code, f"round {self.round_number}: {text}", site=site)
+
+    def _enough(self, added: int) -> None:
+        if added < self.plan.min_answers:
+            raise self._too_few(f"at least {self.plan.min_answers} organs that can be used", str(added))
+
+    def _too_few(self, expected: str, got: str) -> TooFewUsable:
+        return TooFewUsable(
+            where=f"round {self.round_number}", expected=expected, got=got,
             hint="the log says why each other was left out",
-        )
-    mean.write(work / "aggregate.organ")
-    return work / "aggregate.organ"
+        )  # fmt: skip
+
+
+def _remove(organ: Path) -> None:
+    for path in (organ, passport_path(organ)):
+        path.unlink(missing_ok=True)
