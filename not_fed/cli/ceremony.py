@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from not_fed.keys import PublicIdentity, Steward
     from not_fed.trust.ceremony import Proposal
     from not_fed.trust.diff import Change
+    from not_fed.trust.plans import SumPlan
     from not_fed.trust.roster import TrustedRoster
 
 SCHEMA = "not-fed/roster/1"
@@ -160,6 +161,7 @@ def show_roster(roster: TrustedRoster, folder: Path, *, as_json: bool, with_memb
         "schema": SCHEMA, "federation": roster.federation, "version": roster.version,
         "expires": format_time(roster.expires_at), "stale": roster.stale, "root_sha256": root_sha256(folder),
         "members": members, "recalls": len(roster.recalled),
+        "plans": [plan_facts(plan) for _, plan in sorted(roster.plans.items())],
     }  # fmt: skip
     lines = [
         ("federation", roster.federation), ("version", str(roster.version)),
@@ -170,9 +172,34 @@ def show_roster(roster: TrustedRoster, folder: Path, *, as_json: bool, with_memb
         for row in members:
             lines.append((row["name"], f"{row['status']}, {', '.join(row['roles'])}, until {row['not_after']}"))
             lines.append(("", row["fingerprint"]))
+        for run, plan in sorted(roster.plans.items()):
+            lines.append((f"plan {run}", f"secure sum of {len(plan.sites)} sites, {plan.rounds} rounds"))
+            lines.append(("", plan.sha256))
     else:
         lines.append(("members", str(sum(row["status"] == "active" for row in members))))
+        if roster.plans:
+            lines.append(("plans", ", ".join(sorted(roster.plans))))
     show(result, as_json=as_json, lines=lines)
+
+
+def plan_facts(plan: SumPlan) -> dict[str, Any]:
+    """A plan as `--json` has it: all its fields, its digest, and what follows from them."""
+    rule = plan.thresholds()
+    follows = {"sha256": plan.sha256, "shares": rule.shares, "helpers": rule.helpers, "min_sites": rule.min_sites}
+    return plan.model_dump(mode="json") | follows
+
+
+def sum_plan_of(file: Path) -> SumPlan:
+    """What a coordinator's federation.toml asks the stewards to sign; raises BadSettings."""
+    from not_fed import settings
+    from not_fed.coordinator.plan import FederationPlan
+
+    plan = settings.load(FederationPlan, file)
+    if plan.mode != "secure-sum":
+        raise settings.BadSettings(
+            where=f"{file}, field mode", expected="secure-sum", got=plan.mode, hint="other modes need no signed plan"
+        )
+    return plan.sum_plan()
 
 
 def load(folder: Path, passphrase: tuple[Path | None, int | None]) -> Steward:
@@ -196,6 +223,6 @@ def member_and_roles(text: str) -> tuple[PublicIdentity, list[str]]:
 
 __all__ = [
     "DRAFT_SCHEMA", "SCHEMA", "Instead", "PassphraseFd", "PassphraseFile", "StewardFolder", "Yes", "ask", "decide",
-    "draft_facts", "draft_lines", "is_alone", "load", "member_and_roles", "question_for", "report", "show_changes",
-    "show_proposal", "show_roster",
+    "draft_facts", "draft_lines", "is_alone", "load", "member_and_roles", "plan_facts", "question_for", "report",
+    "show_changes", "show_proposal", "show_roster", "sum_plan_of",
 ]  # fmt: skip

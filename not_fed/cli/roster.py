@@ -22,16 +22,19 @@ from not_fed.cli.ceremony import (
     draft_lines,
     load,
     member_and_roles,
+    plan_facts,
     question_for,
     report,
     show_changes,
     show_proposal,
     show_roster,
+    sum_plan_of,
 )
 from not_fed.cli.output import AsJson, say, show
 from not_fed.cli.passphrase import PassphraseFd, PassphraseFile
 from not_fed.errors import UsageError
 
+PLANS_SCHEMA = "not-fed/plans/1"
 RosterFolder = Annotated[Path, typer.Argument(metavar="R", help="The roster folder.")]
 ExpiresDays = Annotated[
     int, typer.Option("--expires-days", min=1, max=3650, help="How long sites may rely on it unrenewed.")
@@ -45,9 +48,9 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="Who belongs: signed by stewards, checked by every site.")
     for name, command in (
         ("create", create_command), ("add", add_command), ("extend", extend_command), ("rotate", rotate_command),
-        ("revoke", revoke_command), ("renew", renew_command), ("stewards", stewards_command), ("diff", diff_command),
-        ("sign", sign_command), ("pin", pin_command), ("update", update_command), ("show", show_command),
-        ("check", check_command),
+        ("revoke", revoke_command), ("renew", renew_command), ("stewards", stewards_command), ("plan", plan_command),
+        ("diff", diff_command), ("sign", sign_command), ("pin", pin_command), ("update", update_command),
+        ("show", show_command), ("check", check_command),
     ):  # fmt: skip
         group.command(name)(command)
     app.add_typer(group, name="roster")
@@ -252,6 +255,48 @@ def stewards_command(
     )  # fmt: skip
 
 
+def plan_command(
+    roster: RosterFolder,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="The coordinator's federation.toml, of mode secure-sum."),
+    ] = None,
+    remove: Annotated[
+        str | None, typer.Option("--remove", metavar="RUN", help="Take the plan of this run away, for good.")
+    ] = None,
+    steward: Annotated[Path | None, typer.Option("--steward", help="Key folder of a steward.")] = None,
+    expires_days: ExpiresDays = 90,
+    yes: Yes = False,
+    instead: Instead = False,
+    passphrase_file: PassphraseFile = None,
+    passphrase_fd: PassphraseFd = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the plans of secure sums; or sign one, which sites then hold the coordinator to; or take one away."""
+    from not_fed.trust.ceremony import propose
+    from not_fed.trust.planning import planning, unplanning
+    from not_fed.trust.stewards import unchanged
+
+    if source is None and remove is None:
+        _show_plans(roster, as_json=as_json)
+        return
+    if steward is None or (source is not None and remove is not None):
+        raise UsageError(
+            where="roster plan", expected="--from FILE or --remove RUN, and --steward KEYS",
+            got="no steward" if steward is None else "both", hint="a plan is never changed, only removed",
+        )  # fmt: skip
+    now = _now()
+    if source is not None:
+        plan = sum_plan_of(source)
+        edit, question = planning(plan, now=now), f"a plan is never changed; do you sign this one for run {plan.run}?"
+    else:
+        edit, question = unplanning(str(remove)), f"end run {remove} for good? no plan can have its name again"
+    decide(
+        propose(roster, unchanged, now=now, expires_in=timedelta(days=expires_days), plans=edit), steward=steward,
+        yes=yes, question=question, instead=instead, passphrase=(passphrase_file, passphrase_fd), as_json=as_json,
+    )  # fmt: skip
+
+
 def diff_command(roster: RosterFolder, draft: DraftFolder = None, as_json: AsJson = False) -> None:
     """Show what a draft changes, and who has signed it; changes nothing."""
     from not_fed.trust.ceremony import open_draft
@@ -355,6 +400,22 @@ def _show_stewards(roster: Path, *, as_json: bool) -> None:
         "stewards": [{"name": name, "fingerprint": value} for name, value in found.items()],
     }  # fmt: skip
     show(result, as_json=as_json, lines=[("needed", f"{majority(len(people))} of {len(people)}"), *found.items()])
+
+
+def _show_plans(roster: Path, *, as_json: bool) -> None:
+    from not_fed.trust.diff import plan_words
+    from not_fed.trust.roster import load_roster
+
+    trusted = load_roster(roster, now=_now())
+    lines = [("removed", ", ".join(sorted(trusted.removed_runs)))] if trusted.removed_runs else []
+    for run, plan in sorted(trusted.plans.items()):
+        lines += [("run", run), ("digest", plan.sha256)]
+        lines += [(kind.removeprefix("plan-"), text) for kind, text in plan_words(plan)]
+    result = {
+        "schema": PLANS_SCHEMA, "plans": [plan_facts(plan) for _, plan in sorted(trusted.plans.items())],
+        "removed": sorted(trusted.removed_runs),
+    }  # fmt: skip
+    show(result, as_json=as_json, lines=lines or [("plans", "none")])
 
 
 def _now() -> datetime:

@@ -153,7 +153,7 @@ def plan_words(plan: SumPlan) -> Iterator[tuple[str, str]]:
     """All that a plan says, a line each: kind, and what it means for whoever signs it."""
     rule, n, c, f = plan.thresholds(), len(plan.sites), plan.collude, plan.vanish
     spans = ", ".join(f"{start}:{stop}" for start, stop in plan.spans) + (" in turn" if len(plan.spans) > 1 else "")
-    yield "plan-sites", f"{n}: {', '.join(plan.sites)}; coordinator {plan.coordinator}"
+    yield "plan-sites", f"{_count(n, 'site')}: {', '.join(plan.sites)}; coordinator {plan.coordinator}"
     yield "plan-rounds", f"{_count(plan.rounds, 'round')}, layers {spans}"
     yield "plan-base", plan.base_sha256
     yield "plan-collude", (
