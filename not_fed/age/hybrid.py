@@ -45,23 +45,16 @@ class NotForThisKey(TrustError):
 class HybridIdentity:
     """The secret half of a sealing key: it opens what was sealed to `recipient`. Cannot be printed or pickled."""
 
-    __slots__ = ("_key", "recipient")
+    __slots__ = ("_key", "public")
 
     def __init__(self, seed: bytes) -> None:
         """`seed` is 32 random bytes; everything else follows from them."""
-        if len(seed) != SEED_BYTES or not any(seed):
-            raise bech32.BadKeyText(
-                where="sealing key",
-                expected=f"{SEED_BYTES} random bytes",
-                got="something else",
-                hint="restore the key file",
-            )
-        expanded = hashlib.shake_256(seed).digest(64 + _X25519_BYTES)
-        mlkem = MLKEM768PrivateKey.from_seed_bytes(expanded[:64])
-        x25519 = X25519PrivateKey.from_private_bytes(expanded[64:])
-        self._key = MLKEM768X25519PrivateKey(mlkem, x25519)
-        public = mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
-        self.recipient = bech32.encode(_RECIPIENT, public)
+        self._key, self.public = _key_pair(seed)
+
+    @property
+    def recipient(self) -> str:
+        """The public half as text, `age1pq1...`; `public` has its 1,216 bytes."""
+        return _recipient_text(self.public)
 
     @classmethod
     def from_text(cls, text: str) -> HybridIdentity:
@@ -95,17 +88,46 @@ class HybridIdentity:
         header.check(found)
         return found
 
+    def open(self, sealed: bytes, *, info: bytes) -> bytes:
+        """What `hpke.seal` sealed to this identity's key under this info; raises NotForThisKey."""
+        try:
+            return suite().decrypt(sealed, self._key, info=info)
+        except (InvalidTag, ValueError):
+            raise NotForThisKey(
+                where="sealed secret", expected="one for this key and this purpose", got="another, or a damaged one",
+                hint="nothing was opened",
+            ) from None  # fmt: skip
+
     def _try(self, stanza: Stanza) -> bytes | None:
         try:
-            file_key = _suite().decrypt(decode64(stanza.arguments[0]) + stanza.body, self._key, info=_INFO)
+            file_key = suite().decrypt(decode64(stanza.arguments[0]) + stanza.body, self._key, info=_INFO)
         except (InvalidTag, ValueError):
             return None
         return file_key if len(file_key) == FILE_KEY_BYTES else None
 
 
+def _key_pair(seed: bytes) -> tuple[MLKEM768X25519PrivateKey, bytes]:
+    """The hybrid secret key behind a seed, and its raw public half (1,216 bytes); raises BadKeyText."""
+    if len(seed) != SEED_BYTES or not any(seed):
+        raise bech32.BadKeyText(
+            where="sealing key", expected=f"{SEED_BYTES} random bytes", got="something else",
+            hint="restore the key file",
+        )  # fmt: skip
+    expanded = hashlib.shake_256(seed).digest(64 + _X25519_BYTES)
+    mlkem = MLKEM768PrivateKey.from_seed_bytes(expanded[:64])
+    x25519 = X25519PrivateKey.from_private_bytes(expanded[64:])
+    public = mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
+    return MLKEM768X25519PrivateKey(mlkem, x25519), public
+
+
 def identity_text(seed: bytes) -> str:
     """The line `AGE-SECRET-KEY-PQ-1...` for an identity file."""
     return bech32.encode(_IDENTITY.lower(), seed).upper()
+
+
+@lru_cache(maxsize=256)
+def _recipient_text(public: bytes) -> str:
+    return bech32.encode(_RECIPIENT, public)
 
 
 @lru_cache(maxsize=256)  # public keys; the checksum in pure Python costs more than the key encapsulation
@@ -119,18 +141,20 @@ def recipient_key(text: str) -> bytes:
 
 def check_recipient(text: str) -> str:
     """`text` itself when something can be sealed to it; raises BadKeyText otherwise."""
-    _public(text)
+    public_key(recipient_key(text))
     return text
 
 
 def wrap(file_key: bytes, *, recipient: str) -> Stanza:
     """The stanza that lets `recipient` (`age1pq1...`) open the file."""
-    sealed = _suite().encrypt(file_key, _public(recipient), info=_INFO)
+    sealed = suite().encrypt(file_key, public_key(recipient_key(recipient)), info=_INFO)
     return Stanza(kind=KIND, arguments=(encode64(sealed[:_ENCAPSULATED_BYTES]),), body=sealed[_ENCAPSULATED_BYTES:])
 
 
-def _public(text: str) -> MLKEM768X25519PublicKey:
-    raw = recipient_key(text)
+def public_key(raw: bytes) -> MLKEM768X25519PublicKey:
+    """The hybrid public key behind its 1,216 bytes, when something can be sealed to it; raises BadKeyText."""
+    if len(raw) != _MLKEM_PUBLIC_BYTES + _X25519_BYTES:
+        raise bech32.BadKeyText(where="recipient", expected="1,216 bytes", got=f"{len(raw):,}", hint="copy it again")
     x25519 = X25519PublicKey.from_public_bytes(raw[_MLKEM_PUBLIC_BYTES:])
     try:
         mlkem = MLKEM768PublicKey.from_public_bytes(raw[:_MLKEM_PUBLIC_BYTES])
@@ -143,7 +167,8 @@ def _public(text: str) -> MLKEM768X25519PublicKey:
     return MLKEM768X25519PublicKey(mlkem, x25519)
 
 
-def _suite() -> Suite:
+def suite() -> Suite:
+    """The one HPKE suite of this project."""
     return Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
 
 
