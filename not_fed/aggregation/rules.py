@@ -128,9 +128,8 @@ class Rule:
             "mean": "a mean of nothing is none",
             "median": f"the honest must outnumber {liars} in every coordinate (more than twice byzantine)",
             "trimmed-mean": f"{self.trimmed} are left out at either end, and one must remain (more than twice trim)",
-            "krum": f"it has proof against {liars} from 2 byzantine + 3 organs on",
-            "multi-krum": f"it bears {liars} from 2 byzantine + 3 organs on, and keep is at most organs - "
-            "byzantine - 2",
+            "krum": f"it bears {liars} from 2 byzantine + 3 organs on",
+            "multi-krum": f"it bears {liars} from 2 byzantine + 3 organs on, with keep up to organs - byzantine - 2",
         }[self.name]
 
     def as_training(self) -> dict[str, Any]:
