@@ -46,25 +46,32 @@ class Made:
     notes: Mapping[str, object]
 
 
+def train_organ(job: Job, *, start: Path | None) -> Made:
+    """The round's own organ: trained from `start`, or found whole when that was done before."""
+    out = job.organs / f"own-{job.task.round}.organ"
+    made = _whole(job, start, out)
+    if made is not None:
+        return made
+    if job.task.privacy is None or job.policy.privacy is None:
+        made = _train_plainly(job, start, out)
+    else:
+        made = _train_privately(job, start, out, job.policy.privacy)
+    job.state.note_made(
+        MadeOrgan(
+            run=job.task.run, round=job.task.round, start=_digest_of(start), organ_sha256=made.organ.sha256,
+            numbers=made.numbers, notes=made.notes,
+        )
+    )  # fmt: skip
+    return made
+
+
 def make_organ(job: Job, *, start: Path | None) -> tuple[Sealed, Mapping[str, object]]:
     """Train from `start`, sign and seal.
 
     Returns:
         the sealed organ, and the site's own notes, which stay.
     """
-    out = job.organs / f"own-{job.task.round}.organ"
-    made = _whole(job, start, out)
-    if made is None:
-        if job.task.privacy is None or job.policy.privacy is None:
-            made = _train_plainly(job, start, out)
-        else:
-            made = _train_privately(job, start, out, job.policy.privacy)
-        job.state.note_made(
-            MadeOrgan(
-                run=job.task.run, round=job.task.round, start=_digest_of(start), organ_sha256=made.organ.sha256,
-                numbers=made.numbers, notes=made.notes,
-            )
-        )  # fmt: skip
+    made = train_organ(job, start=start)
     began = time.monotonic()
     passport = issue_passport(_passport(job, made), signer=job.signer)
     files.write_atomic(passport_path(made.organ.path), passport + b"\n", overwrite=True)
@@ -291,9 +298,14 @@ def _passport(job: Job, made: Made) -> Passport:
         federation=job.task.federation,
         round_number=job.task.round,
         now=job.now,
-        public={name: value for name in _may_leave(job) if (value := made.numbers.get(name)) is not None},
+        public=public_numbers(job, made),
         organ_sha256=made.organ.sha256,
     )
+
+
+def public_numbers(job: Job, made: Made) -> dict[str, float]:
+    """Exact numbers that leave, because the policy names them."""
+    return {name: value for name in _may_leave(job) if (value := made.numbers.get(name)) is not None}
 
 
 def _may_leave(job: Job) -> set[str]:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from not_fed import canonical
-from not_fed.envelope.summing import SumCall
+from not_fed.envelope.summing import KEY_VALIDITY, SumCall
 from not_fed.errors import BudgetError, TrustError
 from not_fed.store import Store
 
@@ -122,6 +122,8 @@ class SumLedger:
             ).fetchone()
             if row is not None and now - datetime.fromisoformat(row["made"]) < FRESH_FOR:
                 return bytes(row["line"])
+            old = (now - KEY_VALIDITY).astimezone(UTC).isoformat()
+            database.execute("UPDATE keys SET sealed = NULL WHERE call IS NULL AND made < ?", (old,))
             last = database.execute("SELECT max(number) AS last FROM keys").fetchone()["last"] or 0
             key = make(last + 1)
             digest = hashlib.sha256(key.line).hexdigest()
@@ -141,16 +143,13 @@ class SumLedger:
         with self._store.transaction() as database:
             self._give(database, call, me)
             if self._row(database, call)["label"] is not None:
-                raise SumUploaded(
-                    where=f"round {call.round}", expected="one upload for a call", got="a second one",
-                    hint="nothing was sent; the first one stands",
-                )  # fmt: skip
+                raise _uploaded(call)
 
     def uploaded(self, call: SumCall, *, label_sha256: str, update_sha256: str) -> None:
         """The upload is about to leave.
 
         Raises:
-            UpdateReused: the same change went into a sum from another start, or in another run.
+            UpdateReused: the same change went into a sum from another start, or in another run. SumUploaded.
         """
         with self._store.transaction() as database:
             row = database.execute("SELECT plan, start FROM updates WHERE sha256 = ?", (update_sha256,)).fetchone()
@@ -162,9 +161,12 @@ class SumLedger:
             database.execute(
                 "INSERT OR IGNORE INTO updates VALUES (?, ?, ?)", (update_sha256, call.plan_sha256, call.start_sha256)
             )
-            database.execute(
-                "UPDATE rounds SET label = ? WHERE plan = ? AND round = ?", (label_sha256, call.plan_sha256, call.round)
+            done = database.execute(
+                "UPDATE rounds SET label = ? WHERE call = ? AND label IS NULL AND closed = 0",
+                (label_sha256, call.sha256),
             )
+            if done.rowcount != 1:  # another process of this site was faster, or a later round has begun
+                raise _uploaded(call)
             _count(database)
 
     def label_of(self, call: SumCall) -> str | None:
@@ -308,6 +310,13 @@ def _close(database: sqlite3.Connection, plan_sha256: str, before: int) -> None:
 
 def _count(database: sqlite3.Connection) -> None:
     database.execute("UPDATE counter SET writes = writes + 1")
+
+
+def _uploaded(call: SumCall) -> SumUploaded:
+    return SumUploaded(
+        where=f"round {call.round}", expected="one upload for a call, while its round is open", got="a second one",
+        hint="nothing was sent; the first one stands",
+    )  # fmt: skip
 
 
 def _key_gone(call: SumCall) -> RoundKeyGone:

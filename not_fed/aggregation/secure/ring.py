@@ -69,7 +69,7 @@ class Ring:
 
     def check_weight(self, weight: int) -> None:
         """Raises BadSumWeight."""
-        if isinstance(weight, bool) or not 1 <= weight <= self.max_weight:
+        if type(weight) is not int or not 1 <= weight <= self.max_weight:
             raise BadSumWeight(
                 where="weight of this site", expected=f"a whole number from 1 to {self.max_weight}", got=str(weight),
                 hint="correct sum_weight in site.toml, or let the stewards sign a larger max_weight",
