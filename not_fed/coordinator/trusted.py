@@ -21,9 +21,11 @@ from not_fed import files
 from not_fed.aggregation.robust import Remark
 from not_fed.aggregation.rules import BadRule
 from not_fed.coordinator.bank import Bank
+from not_fed.coordinator.optimising import Began, take_step
 from not_fed.coordinator.plan import FederationPlan
 from not_fed.coordinator.state import Answered
 from not_fed.envelope.checks import Expectation
+from not_fed.envelope.label import parse_label
 from not_fed.envelope.open import Opened, open_organ, passport_path
 from not_fed.envelope.passport import issue_passport, new_passport
 from not_fed.envelope.seal import seal_organ
@@ -105,6 +107,11 @@ def aggregate(
         )  # fmt: skip
         origin = table.origin(start) if plan.needs_start else None
         organ = table.combine(answers, origin=origin) if plan.rule.needs_all else table.average(answers)
+        if origin is not None:
+            organ = take_step(
+                organ, start=origin, began=table.began(start), plan=plan, round_number=round_number, home=home,
+                opener=table.opener, work=work,
+            )  # fmt: skip
         snapshot = take_snapshot(organ)
         passport = new_passport(
             organ, author=plan.name, federation=plan.federation, round_number=round_number, now=now,
@@ -216,6 +223,13 @@ class _Table:
             )  # fmt: skip
         finally:
             sealed.unlink(missing_ok=True)
+
+    def began(self, digest: str | None) -> Began | None:
+        """Which aggregate the round began from, once `origin` has opened it."""
+        if digest is None:
+            return None
+        label, organ = parse_label(self.bank.label(digest))[1], read_organ(self.work / "start.organ")
+        return Began(round=label.round, organ_sha256=organ.sha256)
 
     def origin(self, digest: str | None) -> Mapping[str, Place]:
         """The tensors that the round began from, by their names in an organ."""
