@@ -199,6 +199,16 @@ def active_sha256(call_sha256: str, labels: Sequence[bytes]) -> str:
     return hashlib.sha256(encode(TAG, b"active", call_sha256.encode(), *digests)).hexdigest()
 
 
+def start_sha256(base_sha256: str, organs: Mapping[tuple[int, int], str]) -> str:
+    """How a call names what everybody trains from: the base, and by their layers the organs that lie in it by now.
+
+    Args:
+        organs: (start, stop) -> digest of the organ file.
+    """
+    placed = [part for (start, stop), digest in sorted(organs.items()) for part in (f"{start}:{stop}", digest)]
+    return hashlib.sha256(encode(TAG, b"start", base_sha256.encode(), *(part.encode() for part in placed))).hexdigest()
+
+
 def sign_paper(paper: _Paper, *, signer: Signer) -> bytes:
     """The signed line of an upload, a partial sum or shares."""
     return sign_statement(paper, payload_type=_LIMITS[type(paper)][0], signer=signer)

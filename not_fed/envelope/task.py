@@ -126,11 +126,12 @@ class Task(Statement):
             shares in the place of a lost helper; vote on a candidate; or receive the result.
         span, spans: the layers of this round, and of the rounds in turn.
         sites: who takes part; recipients: to whom a site seals its organ (itself left out).
-        parcels: all sealed organs that count: the newest of each span, and for a vote the candidate alone. A site is
+        parcels: all sealed organs that count: the newest of each span, and for a vote the candidate too. A site is
             sent those of others.
         call: in mode secure-sum, what this round's answers are bound to.
         active_sha256: the set of uploads that is summed; missing: the helpers that were lost.
         total: a blind sum, for those who can unmask it.
+        proposal_sha256: what a vote is about: digest of the aggregate's organ, or of the set that a blind sum is over.
     """
 
     v: Literal[1]
@@ -153,6 +154,7 @@ class Task(Statement):
     active_sha256: Sha256 | None = None
     missing: tuple[Name, ...] = ()
     total: TotalRef | None = None
+    proposal_sha256: Sha256 | None = None
     coordinator: Name
     issued: Moment
     expires: Moment
@@ -161,6 +163,7 @@ class Task(Statement):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         latest = self.round if self.kind in ("vote", "receive") else self.round - 1
+        counted = {ref.round for ref in self.parcels if ref not in self.candidates}
         rules = {
             "round of at most rounds": self.round <= self.rounds,
             "spans [start, stop] with 0 <= start < stop": all(0 <= start < stop for start, stop in self.spans),
@@ -173,8 +176,7 @@ class Task(Statement):
             "each sealed organ once": len({ref.sealed_sha256 for ref in self.parcels}) == len(self.parcels),
             "one organ of each sender and round": len({(ref.sender, ref.round) for ref in self.parcels})
             == len(self.parcels),
-            "one round of each span": len({self.span_of(ref.round) for ref in self.parcels})
-            == len({ref.round for ref in self.parcels}),
+            "one round of each span": len({self.span_of(number) for number in counted}) == len(counted),
             "an end after its beginning, in at most 30 days": timedelta(0)
             < self.expires - self.issued
             <= _MAX_VALIDITY,
@@ -198,10 +200,17 @@ class Task(Statement):
             == (self.kind in ("help", "reveal")),
             "missing helpers exactly where shares are asked for": bool(self.missing) == (self.kind == "reveal"),
             "missing helpers sorted, each once": list(self.missing) == sorted(set(self.missing)),
+            "a proposal exactly where there is a vote": (self.proposal_sha256 is not None) == (self.kind == "vote"),
+            "one candidate of a vote": self.kind != "vote" or len(self.candidates) + (self.total is not None) == 1,
             "a blind sum in mode secure-sum only": self.total is None or summing,
             "a blind sum of this run": self.total is None
             or (self.total.call.federation, self.total.call.run) == (self.federation, self.run),
         }
+
+    @property
+    def candidates(self) -> tuple[ParcelRef, ...]:
+        """In a vote, the round's sealed aggregate; a blind sum has none."""
+        return tuple(ref for ref in self.parcels if self.kind == "vote" and ref.round == self.round)
 
     def span_of(self, round_number: int) -> tuple[int, int]:
         """The layers that a round of this run trains."""

@@ -57,7 +57,7 @@ class SumPlan(BaseModel):
         sites: who may take part; those of them that are active on the roster are a call's cohort.
         collude: c, how many sites may tell the coordinator everything without an honest site's organ being opened.
         vanish: f, how many helpers of a round may be lost after the uploads without losing the round.
-        min_sites: m; without it, max(3, t).
+        min_sites: m; without it, max(3, t) for all of `sites`.
         word_bits: the ring, 2^32, or 2^16 for half the bytes and a coarser sum.
         value_bits, clip: a change of a weight is rounded to `clip / (2^(value_bits - 1) - 1)` and cut at `clip`.
         max_weight: a site's largest whole-number weight inside the sum; 1 counts all sites alike.
@@ -104,6 +104,10 @@ class SumPlan(BaseModel):
         """The layers that a round trains."""
         return self.spans[(round_number - 1) % len(self.spans)]
 
+    def _default_min_sites(self) -> int:
+        """Of all the plan's sites, however few are there: a smaller cohort does not make a smaller sum."""
+        return max(3, (len(self.sites) + self.collude) // 2 + 1)
+
     def thresholds(self, sites: int | None = None) -> Thresholds:
         """What the plan means for a cohort of that many sites; for all of the plan's when not given.
 
@@ -133,7 +137,7 @@ class SumPlan(BaseModel):
         k = c + 1 + f * (n - c) // (t - c)
         if k > n:
             raise _unsafe(f"at most {n} helpers", str(k), "lower vanish or collude")
-        m = max(3, t) if self.min_sites is None else self.min_sites
+        m = self._default_min_sites() if self.min_sites is None else self.min_sites
         if not max(3, c + 2) <= m <= n:
             raise _unsafe(
                 f"min_sites from {max(3, c + 2)} to {n}", str(m),
