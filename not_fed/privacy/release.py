@@ -111,6 +111,33 @@ def release_units(units: int, *, release: NoisedRelease, source: RandomSource) -
     )  # fmt: skip
 
 
+def comparison_noise(*, clip: float, noise_multiplier: float, source: RandomSource) -> float:
+    """The noise of one comparison, drawn before anything is compared, so that a crash cannot draw a second one.
+
+    Returns:
+        a draw from N(0, (clip * noise multiplier)^2): to be kept as secret as the records, and forgotten after use.
+    Proved by: tests/unit/test_release.py::test_a_comparison_has_the_noise_that_is_charged
+    """
+    return float(gaussian((1,), std=clip * noise_multiplier, source=source)[0])
+
+
+def is_no_worse(changes_per_unit: Iterable[float], *, tolerance: float, clip: float, noise: float | None) -> bool:
+    """Whether the units' losses rise by at most the tolerance, on the average: one bit.
+
+    Args:
+        changes_per_unit: each unit's mean loss with the new organ less that with the old one, nats a token. One that is
+            not a number counts as a rise by the clip.
+        tolerance: in nats, taken off each unit's change, so that no mean is needed and nobody counts the units.
+        clip: no unit adds more than this to the sum, or takes more off it.
+        noise: from `comparison_noise` with this clip; None compares exactly, and then no epsilon covers the bit.
+    Guarantees: one unit more or less moves the sum by at most the clip, so that the bit is a Gaussian mechanism of that
+        sensitivity, post-processed; with the same noise and the same changes it is the same bit.
+    Proved by: tests/unit/test_release.py::test_one_unit_moves_a_comparison_by_no_more_than_the_clip
+    """
+    total = sum(_clipped_ticks(change - tolerance, clip=clip) for change in changes_per_unit) / TICKS
+    return total + (noise or 0.0) <= 0.0
+
+
 def require_known(releases: Iterable[NoisedRelease]) -> None:
     """Refuse what could only fail after the training that pays for it.
 
@@ -140,6 +167,12 @@ def _ticks(loss: float) -> int:
     """How much a unit adds to the sum, in whole ticks: from -4 to 4."""
     bounded = MIDDLE if math.isnan(loss) else min(max(float(loss), 0.0), WORST_LOSS)
     return round((bounded - MIDDLE) * TICKS)
+
+
+def _clipped_ticks(change: float, *, clip: float) -> int:
+    """How much a unit adds to a comparison, in whole ticks; never more than the clip, which need not be whole."""
+    bounded = clip if math.isnan(change) else min(max(change, -clip), clip)
+    return math.trunc(bounded * TICKS)
 
 
 def _with_noise(total: float, *, sensitivity: float, release: NoisedRelease, source: RandomSource) -> float:

@@ -158,6 +158,7 @@ metrics_that_may_leave = []  # exact numbers about the training: "steps", "token
 # approval = "never"  # "run" or "round": a person agrees first, with `not-fed site approve`
 # hours = ["20:00-06:00"]  # local time in which work is done; without it, always
 # max_parcel_bytes = 8589934592  # no larger sealed organ is taken in
+# held_out = "held-out.jsonl"  # records like data that are never trained on, to vote on what a round made
 
 {off}[privacy]  # declared, public, and chosen without looking at the records
 {off}required = true  # an order without differential privacy is refused; false: taken as it is
@@ -168,4 +169,10 @@ metrics_that_may_leave = []  # exact numbers about the training: "steps", "token
 {off}sample_rate = 0.1  # share of the records in a step
 {off}max_grad_norm = 1.0
 {off}divisor = 32.0  # about the expected batch: declared, never counted
+
+# [vote]  # with held_out: accept or refuse what a round made. One bit about those records leaves: docs/voting.md
+# allowed = "charged"  # with noise, paid for by the ledger above; "public_by_decision": exact, no epsilon covers it
+# tolerance = 0.0  # by how much the loss may rise, in nats a token
+# clip = 1.0  # how much one record, or one person, counts at most
+# noise_multiplier = 10.0
 """

@@ -144,6 +144,24 @@ class PrivacyPolicy(Settings):
         return self
 
 
+class VotePolicy(Settings):
+    """How this site votes on a round's aggregate, and what lets its one bit about the held-out records leave.
+
+    Attributes:
+        allowed: `charged`, a comparison with noise that the ledger pays for; or `public_by_decision`, an exact one that
+            leaves all the same. No epsilon covers it.
+        tolerance: by how much the loss may rise, in nats a token, for the aggregate to be accepted; below 0 it has to
+            fall.
+        clip: a unit's change counts by this much at most, in nats a token.
+        noise_multiplier: of a charged comparison: standard deviation of its noise over the clip. Charged in each round.
+    """
+
+    allowed: Literal["charged", "public_by_decision"]
+    tolerance: float = Field(default=0.0, ge=-1, le=1)
+    clip: float = Field(default=1.0, ge=1e-3, le=16)
+    noise_multiplier: float = Field(default=10.0, ge=0.2, le=1e4)
+
+
 class SitePolicy(Settings):
     """One site's policy file, `site.toml` in its home.
 
@@ -158,6 +176,8 @@ class SitePolicy(Settings):
         hours: when it trains, in local time: "20:00-06:00", or "sat,sun 00:00-24:00"; empty means always.
         approval: whether a person here agrees first (`not-fed site approve`), once for each run or for each round.
         max_parcel_bytes: no larger sealed organ is taken in.
+        held_out: records like `data` that are never trained on; on them a round's aggregate is voted on.
+        vote: how; without it, or without records for it, this site abstains.
     """
 
     name: Name
@@ -178,6 +198,8 @@ class SitePolicy(Settings):
     hours: list[str] = Field(default=[])
     approval: Literal["never", "run", "round"] = "never"
     max_parcel_bytes: int = Field(default=8 << 30, ge=1)
+    held_out: str | None = Field(default=None, min_length=1)
+    vote: VotePolicy | None = None
     privacy: PrivacyPolicy | None = None
 
     @model_validator(mode="after")
@@ -191,6 +213,10 @@ class SitePolicy(Settings):
                 "no metrics_that_may_leave but steps where privacy is required: see privacy.releases, for numbers with "
                 "noise, and privacy.public_by_decision"
             )
+        if self.vote and self.held_out is None:
+            raise ValueError("held_out, the records on which it votes, where there is a [vote] table")
+        if self.vote and self.vote.allowed == "charged" and self.privacy is None:
+            raise ValueError("a [privacy] table, whose ledger pays for a vote that is charged")
         return self
 
 

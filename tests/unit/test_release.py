@@ -16,6 +16,8 @@ from not_fed.privacy.release import (
     NotDeclared,
     Released,
     UnknownRelease,
+    comparison_noise,
+    is_no_worse,
     release_mean_loss,
     release_units,
     require_known,
@@ -98,3 +100,49 @@ def test_an_unknown_release_or_one_named_twice_is_refused_beforehand(names: tupl
     with pytest.raises(UnknownRelease, match="mean_loss or units, each once"):
         require_known(releases)
     require_known([NoisedRelease(name=name, noise_multiplier=10.0) for name in RELEASES])
+
+
+@given(
+    changes=some.lists(ANY_LOSS, max_size=12), one=ANY_LOSS, tolerance=some.floats(-1, 1), clip=some.floats(1e-3, 16)
+)
+@settings(max_examples=150, deadline=None)
+def test_one_unit_moves_a_comparison_by_no_more_than_the_clip(
+    changes: list[float], one: float, tolerance: float, clip: float
+) -> None:
+    """The noise at which the answer turns is the sum itself: with one unit more it turns at most a clip away."""
+
+    def turns_between(values: list[float], low: float, high: float) -> bool:
+        asked = [is_no_worse(values, tolerance=tolerance, clip=clip, noise=noise) for noise in (low, high)]
+        return asked == [True, False]
+
+    at = -sum(_counted(change, tolerance, clip) for change in changes)
+    assert turns_between(changes, at - 1e-4, at + 1e-4)
+    assert turns_between([*changes, one], at - clip - 1e-4, at + clip + 1e-4)
+
+
+def _counted(change: float, tolerance: float, clip: float) -> float:
+    rise = change - tolerance
+    return clip if math.isnan(rise) else math.trunc(min(max(rise, -clip), clip) * 2**20) / 2**20
+
+
+def test_a_comparison_says_yes_up_to_the_tolerance_and_a_loss_that_is_no_number_is_a_rise() -> None:
+    def ask(changes: list[float], *, tolerance: float = 0.25, noise: float | None = None) -> bool:
+        return is_no_worse(changes, tolerance=tolerance, clip=1.0, noise=noise)
+
+    assert ask([0.25, 0.25])
+    assert not ask([0.25, 0.2501])
+    assert ask([])
+    assert not ask([math.nan])
+    assert not ask([0.2, math.inf])
+    assert ask([50.0, -0.8, -0.8]), "one unit counts by its clip at most"
+    assert not ask([0.25], noise=1e-6)
+    assert ask([5.0], noise=-1.5)
+    assert ask([0.0, 0.0], tolerance=0.0)
+    assert not ask([-0.1, -0.1], tolerance=-0.2), "below 0 it has to fall by as much"
+
+
+def test_a_comparison_has_the_noise_that_is_charged() -> None:
+    """Over 2,000 draws, within five standard errors of a deviation."""
+    draws = [comparison_noise(clip=0.5, noise_multiplier=4.0, source=Seeded(seed)) for seed in range(2000)]
+    assert statistics.stdev(draws) == pytest.approx(2.0, rel=5 / math.sqrt(2 * 2000))
+    assert abs(statistics.mean(draws)) < 5 * 2.0 / math.sqrt(2000)

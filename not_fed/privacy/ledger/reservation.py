@@ -40,6 +40,16 @@ class Reservation:
         return self._charge.plan
 
     @property
+    def started_steps(self) -> int:
+        """How many steps were started so far, by this process or by one that was killed; none once it is committed."""
+        with self._store.transaction() as database:
+            row = database.execute(
+                "SELECT started FROM counters WHERE reservation = ? AND what = ? AND closed = 0",
+                (self._charge.seq, STEPS),
+            ).fetchone()
+        return 0 if row is None else int(row["started"])
+
+    @property
     def repeated_steps(self) -> int:
         """How many steps beyond the plan were started or must be, since crashes took others away. All are charged."""
         return self._repeats().get(STEPS, 0)
