@@ -45,11 +45,10 @@ def _expand(seed: bytes, purpose: bytes, *names: str) -> bytes:
 class MaskStream:
     """The words of one mask, from its beginning on, added to or taken off blocks in turn."""
 
-    __slots__ = ("_buffer", "_cipher")
+    __slots__ = ("_cipher",)
 
     def __init__(self, key: bytes) -> None:
         self._cipher = Cipher(algorithms.ChaCha20(key, _NONCE), mode=None).encryptor()
-        self._buffer = bytearray(len(_ZEROS))
 
     def add(self, words: Words) -> None:
         """Add the next words of the mask, in place."""
@@ -64,9 +63,9 @@ class MaskStream:
             np.subtract(part, self._next(part), out=part)
 
     def _next(self, like: Words) -> Words:
-        size = like.nbytes
-        self._cipher.update_into(memoryview(_ZEROS)[:size], self._buffer)
-        return np.frombuffer(self._buffer, dtype=like.dtype, count=len(like))
+        block = np.empty(like.nbytes, np.uint8)  # the allocator hands out the same cached memory each time
+        self._cipher.update_into(memoryview(_ZEROS)[: like.nbytes], block.data)
+        return block.view(like.dtype)
 
 
 def subtract_all(keys: Sequence[bytes], words: Words) -> None:
