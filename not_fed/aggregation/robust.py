@@ -12,7 +12,7 @@ the same bytes, in whatever order they came.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeAlias
@@ -131,14 +131,21 @@ class Combination:
         weights = np.array([member.weight for member in self.members])
         dtype = self.members[0].tensors[name].dtype
         for rows in _blocks(self.members, name, start=self.start):
-            yield _encode(_combine(rows, self.rule, weights) + 0.0, dtype)  # + 0.0: of two zeros the positive one
+            yield _encode(_combine(rows, self.rule, weights), dtype)
 
 
-def combine(organs: Sequence[Contribution], *, rule: Rule, start: Tensors | None = None) -> Combination:
+def combine(
+    organs: Sequence[Contribution],
+    *,
+    rule: Rule,
+    start: Tensors | None = None,
+    tell: Callable[[Remark], None] = lambda remark: None,
+) -> Combination:
     """Decide who is in the aggregate and how; reads the organs as often as the rule needs.
 
     Args:
         start: what the round began from; needed with a norm limit.
+        tell: told of each remark, also when too few organs are left in the end.
     Raises:
         BadRule: fewer organs than the rule needs, before the norm filter or after it, or a limit without a start.
         TensorsDiffer, CannotCombine: names, shapes or number formats differ, or have no order.
@@ -162,10 +169,15 @@ def combine(organs: Sequence[Contribution], *, rule: Rule, start: Tensors | None
                 got="nothing", hint="name the start, or leave out max_norm and max_ratio",
             )  # fmt: skip
         _check_same(start, members[0].tensors, where="what the round began from")
-        members = _filter(members, rule.limit, start, remarks)
+        members, remarks = _filter(members, rule.limit, start)
+        for remark in remarks:
+            tell(remark)
         rule.check(len(members))
     if rule.name in ("krum", "multi-krum"):
-        members = _choose(members, rule, start, remarks)
+        members, more = _choose(members, rule, start)
+        for remark in more:
+            tell(remark)
+        remarks += more
     return Combination(rule=rule, members=members, remarks=tuple(remarks), start=start)
 
 
@@ -173,7 +185,7 @@ def distances(members: Sequence[Contribution], *, start: Tensors | None = None) 
     """Squared L2 distances of all pairs, shape (organs, organs).
 
     Each difference is taken before it is squared, in float64. The shorter way, norms minus twice the inner products,
-    loses the honest organs' small distances in the rounding of their norms, and entirely beside one huge liar.
+    loses what a round changes in the rounding of the weights' own norms.
     """
     count = len(members)
     found = np.zeros((count, count))
@@ -208,13 +220,13 @@ def norms(members: Sequence[Contribution], *, start: Tensors) -> Floats:
 
 
 def _filter(
-    members: tuple[Contribution, ...], allowed: NormLimit, start: Tensors, remarks: list[Remark]
-) -> tuple[Contribution, ...]:
+    members: tuple[Contribution, ...], allowed: NormLimit, start: Tensors
+) -> tuple[tuple[Contribution, ...], list[Remark]]:
     """Those within the limit as they are, the others clipped or not at all."""
     found = norms(members, start=start)
     ratio = math.inf if allowed.max_ratio is None else allowed.max_ratio * float(np.median(found))
     limit = min(ratio, math.inf if allowed.max_norm is None else allowed.max_norm)
-    kept = []
+    kept, remarks = [], []
     for member, norm in zip(members, found.tolist(), strict=True):
         if norm <= limit:
             kept.append(member)
@@ -224,22 +236,23 @@ def _filter(
         remarks.append(Remark(name=member.name, sha256=member.sha256, code=code, figure=figure))
         if not allowed.leave_out:
             kept.append(replace(member, factor=limit / norm))
-    return tuple(kept)
+    return tuple(kept), remarks
 
 
 def _choose(
-    members: tuple[Contribution, ...], rule: Rule, start: Tensors | None, remarks: list[Remark]
-) -> tuple[Contribution, ...]:
+    members: tuple[Contribution, ...], rule: Rule, start: Tensors | None
+) -> tuple[tuple[Contribution, ...], list[Remark]]:
     """The organs with the best scores; of equally good ones those whose digest comes first."""
     scores = krum_scores(distances(members, start=start), byzantine=rule.byzantine)
     order = np.argsort(scores, kind="stable")
     best = float(scores[order[0]])
     chosen = set(order[: rule.kept(len(members))].tolist())
+    remarks = []
     for row, member in enumerate(members):
         if row not in chosen:
             figure = float(scores[row]) / best if best else math.inf
             remarks.append(Remark(name=member.name, sha256=member.sha256, code="not-chosen", figure=figure))
-    return tuple(member for row, member in enumerate(members) if row in chosen)
+    return tuple(member for row, member in enumerate(members) if row in chosen), remarks
 
 
 def _combine(rows: Floats, rule: Rule, weights: Floats) -> Floats:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from not_fed.aggregation import robust
 from not_fed.aggregation.mean import BadWeight, TensorsDiffer
-from not_fed.aggregation.robust import CannotCombine, Contribution, CutShort, Remark, combine, norms
+from not_fed.aggregation.robust import CannotCombine, Contribution, CutShort, Remark, combine, distances, norms
 from not_fed.aggregation.rules import BadRule, NormLimit, Rule, RuleName
 from not_fed.coordinator.plan import FederationPlan
 from not_fed.envelope.finite import OrganNotFinite
@@ -37,6 +37,7 @@ Numbers = NDArray[np.float32]
 Rows = Sequence[NDArray[Any]] | NDArray[Any]
 FORMATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 LIARS: tuple[RuleName, ...] = ("median", "trimmed-mean", "krum", "multi-krum")
+ANY = st.sampled_from([0.1, -0.1, 1e8, -1e8, 1e-9, 0.0, -0.0, 1 / 3, 7.0])  # sums depend on their order
 WHOLE = st.integers(-1000, 1000).map(lambda number: number / 64)  # any format but BF16 holds them exactly
 HUGE = st.sampled_from([0.0, 1.0, -3e38, 3e38, 1e30, -1e-30, 7.5])
 
@@ -100,19 +101,25 @@ def krum_by_the_paper(rows: NDArray[np.float64], byzantine: int) -> list[float]:
     return scores
 
 
-ROWS = st.integers(5, 8).flatmap(
-    lambda count: st.lists(st.lists(WHOLE, min_size=6, max_size=6), min_size=count, max_size=count)
+ROWS, ANY_ROWS = (
+    st.integers(5, 8).flatmap(
+        lambda count, number=number: st.lists(  # type: ignore[misc]
+            st.lists(number, min_size=6, max_size=6), min_size=count, max_size=count
+        )
+    )
+    for number in (WHOLE, ANY)
 )
 
 
 @settings(max_examples=50, deadline=None)
-@given(rows=ROWS, order=st.randoms(use_true_random=False))
+@given(rows=ANY_ROWS, order=st.randoms(use_true_random=False))
 @pytest.mark.parametrize("name", ["mean", *LIARS])
 def test_the_order_in_which_organs_come_does_not_matter(name: RuleName, rows: list[list[float]], order: Any) -> None:  # noqa: ANN401
     rule = Rule(name=name, byzantine=int(name != "mean"))
-    table, places = np.array(rows, dtype=np.float32), list(range(len(rows)))
+    table, places = np.array(rows), list(range(len(rows)))
     order.shuffle(places)
-    assert aggregated(table, rule).tobytes() == aggregated(table, rule, order=places).tobytes()
+    found = aggregated(table, rule, dtype="F64")
+    assert found.tobytes() == aggregated(table, rule, dtype="F64", order=places).tobytes()
 
 
 @settings(max_examples=80, deadline=None)
@@ -220,6 +227,14 @@ def test_flowers_newer_krum_loses_small_distances_and_ours_does_not() -> None:
     ours = aggregated(rows, Rule(name="krum", byzantine=2))
     np.testing.assert_array_equal(ours, rows[exact.argmin()])
     np.testing.assert_array_equal(ours, flower.aggregate_krum([([row], 1) for row in rows], 2, 0)[0])
+
+
+def test_distances_are_good_where_a_round_changes_less_than_their_norms_are_rounded_by() -> None:
+    rows = 3 + 1e-9 * np.random.default_rng(2).normal(size=(7, 4000))
+    with tempfile.TemporaryDirectory() as folder:
+        found = distances(contributions(Path(folder), rows, dtype="F64"))
+    exact = [[((one - other) ** 2).sum() for other in rows] for one in rows]
+    np.testing.assert_allclose(found, exact, rtol=1e-9)
 
 
 def test_one_huge_liar_does_not_drown_the_distances_of_the_others() -> None:
