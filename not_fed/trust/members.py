@@ -399,6 +399,8 @@ def read_roster(
             _check_plan(plan, federation=parsed.federation, members=members)
     except (ValidationError, ValueError, canonical.BadJson, BadKeyText, MemberExists, UnsafePlan) as error:
         got = error.got if isinstance(error, InputError) else "fields of another shape"
+        if isinstance(error, UnsafePlan):
+            got = f"a plan of a secure sum with {error.got} for {error.expected}"
         raise RosterMalformed(
             where=f"roster version {version}",
             expected="distinct members with two signing keys and a sealing key each, and plans that keep the rule",
