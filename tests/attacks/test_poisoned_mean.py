@@ -5,6 +5,7 @@ Powers: a full member with its signing keys; any manifest. Comes first in every 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from not_fed import files
 from not_fed.coordinator.bank import Bank
-from not_fed.coordinator.plan import load_plan
+from not_fed.coordinator.plan import RobustTable, load_plan
 from not_fed.coordinator.state import Answered
-from not_fed.coordinator.trusted import TooFewUsable, aggregate
+from not_fed.coordinator.trusted import OtherStart, TooFewUsable, aggregate
 from not_fed.envelope.label import label_path
 from not_fed.envelope.open import open_organ
 from not_fed.envelope.passport import BadClaim, issue_passport, new_passport
@@ -65,11 +66,33 @@ def sealed(prepared: Prepared, site: str, organ: Path) -> Parcel:
     return parcel
 
 
-def aggregated(prepared: Prepared, folder: Path, bad: Mapping[str, Any], **plan: Any) -> OrganInfo:  # noqa: ANN401
-    """What the ward opens when the clinic's manifest has `bad` in it; its numbers are moved by 9, others by 1 and 3."""
+def aggregated(
+    prepared: Prepared,
+    folder: Path,
+    bad: Mapping[str, Any],
+    *,
+    start: Path | None = None,
+    told: list[tuple[str | None, str]] | None = None,
+    **plan: Any,  # noqa: ANN401
+) -> OrganInfo:
+    """What the ward opens when the clinic's manifest has `bad` in it; its numbers are moved by 9, others by 1 and 3.
+
+    Args:
+        start: a folder whose sealed aggregate, or else its first organ, the round is said to have begun from.
+        told: filled with site and code of each organ that was not taken as it came.
+    """
     home, now = Home(prepared.coordinator), datetime.now(UTC)
     folder.mkdir()
-    bank, answers = Bank(folder / "bank"), []
+    bank, answers, began = Bank(folder / "bank"), [], None
+
+    def tell(code: str, text: str, /, *, site: str | None = None) -> None:
+        assert text.startswith("round 1: its organ was")
+        if told is not None:
+            told.append((site, code))
+
+    if start is not None:
+        began = bank.put(start / "start.sealed", label=(start / "start.label").read_bytes(), roster=home.roster(now),
+                         now=now).sealed.sha256  # fmt: skip
     for site, add in zip(SITES, (9.0, 1.0, 3.0), strict=True):
         organ = an_organ(prepared, folder / f"{site}.organ", add=add)
         parcel = sealed(prepared, site, changed(organ, **bad) if site == "clinic" else organ)
@@ -81,10 +104,17 @@ def aggregated(prepared: Prepared, folder: Path, bad: Mapping[str, Any], **plan:
     ward = Home(prepared.sites["ward"])
     with aggregate(
         answers, plan=load_plan(prepared.coordinator).model_copy(update=plan), round_number=1, bank=bank, home=home,
-        roster=home.roster(now), signer=home.signer(), now=now,
-    ) as (data, _):  # fmt: skip
+        roster=home.roster(now), signer=home.signer(), now=now, start=began, tell=tell,
+    ) as (data, label):  # fmt: skip
+        (folder / "start.sealed").write_bytes(data.read_bytes())
+        (folder / "start.label").write_bytes(label)
         open_organ(data, opener=ward.opener(), roster=ward.roster(now), out=folder / "mean.organ", now=now)
     return read_organ(folder / "mean.organ")
+
+
+def work(prepared: Prepared) -> list[Path]:
+    """What lies where the coordinator opens organs."""
+    return sorted((prepared.coordinator / "work").glob("*"))
 
 
 def moved(prepared: Prepared, organ: Path, folder: Path) -> float:
@@ -230,3 +260,83 @@ def test_a_mean_of_many_sites_is_an_organ(tmp_path: Path, sites: int) -> None:
     one = (digest_parents(reversed(parents)),)
     assert manifest.parents == (tuple(sorted(sha for sha, _ in parents)) if listed else one)
     assert digest_parents([*parents[1:], (parents[0][0], 7.5)]) != one[0]
+
+
+def test_an_organ_that_is_honest_by_its_papers_and_far_off_by_its_numbers_does_not_decide(tmp_path: Path) -> None:
+    """Own. Everything about the clinic's organ is true but its weights, which are moved nine times as far.
+
+    Powers: one of three members in mode trusted, whose name sorts first. Control: the plain mean goes where it pulls
+    (13/3); the median stays between the honest two, and names the rule.
+    """
+    prepared = tiny_prepared(tmp_path, mode="trusted")
+    assert moved(prepared, aggregated(prepared, tmp_path / "mean", {}).path, tmp_path) == pytest.approx(
+        13 / 3, abs=1e-3
+    )
+    told: list[tuple[str | None, str]] = []
+    found = aggregated(prepared, tmp_path / "median", {}, robust=RobustTable(rule="median"), told=told)
+    assert moved(prepared, found.path, tmp_path) == pytest.approx(3.0, abs=1e-3)
+    assert found.manifest.training is not None
+    assert (found.manifest.training["mode"], found.manifest.training["byzantine"]) == ("median", 1)
+    assert told == []
+    assert work(prepared) == []
+
+
+def test_an_organ_beyond_the_plans_norm_is_pulled_back_or_left_out_and_its_site_named(tmp_path: Path) -> None:
+    """Own. The same organ against a limit of 1.5 times the median norm, in two rounds that follow each other.
+
+    Powers: as above; in the second round it knows what the first began from. The norm is measured from where the round
+    began: the base first, then the coordinator's own aggregate. Control: the others are within the limit, and count.
+    """
+    prepared = tiny_prepared(tmp_path, mode="trusted")
+    told: list[tuple[str | None, str]] = []
+    clip = RobustTable(max_ratio=1.5)
+    first = aggregated(prepared, tmp_path / "clip", {}, robust=clip, told=told)
+    assert moved(prepared, first.path, tmp_path) == pytest.approx((4.5 + 1 + 3) / 3, abs=1e-3)
+    out = RobustTable(max_ratio=1.5, beyond="leave-out")
+    second = aggregated(prepared, tmp_path / "out", {}, robust=out, told=told)
+    assert moved(prepared, second.path, tmp_path) == pytest.approx(2.0, abs=1e-3)
+    assert told == [("clinic", "norm-clipped"), ("clinic", "norm-exceeded")]
+    assert second.manifest.training is not None
+    assert len(second.manifest.training["left_out"]) == 1
+    third = aggregated(prepared, tmp_path / "next", {}, robust=clip, start=tmp_path / "out")  # 7, -1 and 1 from there
+    assert moved(prepared, third.path, tmp_path) == pytest.approx((3.5 + 1 + 3) / 3, abs=1e-3)
+
+
+def test_what_a_round_began_from_is_the_coordinators_own_aggregate_and_nothing_else(tmp_path: Path) -> None:
+    """Own. A member's organ, sealed to the coordinator, stands where the aggregate of the round before should.
+
+    Powers: its digest gets into the coordinator's memory of rounds. It would make that member's organ the centre from
+    which all others are too far. Control: as in the test before, an aggregate in its place is accepted.
+    """
+    prepared = tiny_prepared(tmp_path, mode="trusted")
+    parcel = sealed(prepared, "clinic", an_organ(prepared, tmp_path / "c.organ", add=9.0))
+    (tmp_path / "start.sealed").write_bytes(parcel.sealed)
+    (tmp_path / "start.label").write_bytes(parcel.label)
+    with pytest.raises(OtherStart):
+        aggregated(prepared, tmp_path / "a", {}, robust=RobustTable(max_ratio=1.5), start=tmp_path)
+    assert work(prepared) == []
+
+
+def test_an_aggregate_that_fails_leaves_no_opened_organ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Own. A round is made to fail after its organs were opened side by side, or has no room for them.
+
+    Powers: a member that makes its organ unusable, so that the rule has too few. Control: with one more organ the same
+    rule makes an aggregate; afterwards the folder is as empty.
+    """
+    prepared = tiny_prepared(tmp_path, mode="trusted")
+    median = RobustTable(rule="median")
+    with pytest.raises(TooFewUsable):
+        aggregated(prepared, tmp_path / "two", {"span_sha256": "cd" * 32}, robust=median)
+    assert work(prepared) == []
+    strict = RobustTable(max_norm=1e-6, beyond="leave-out")
+    told: list[tuple[str | None, str]] = []
+    with pytest.raises(TooFewUsable):
+        aggregated(prepared, tmp_path / "none", {}, robust=strict, told=told)
+    assert sorted(told) == [(site, "norm-exceeded") for site in sorted(SITES)]
+    assert work(prepared) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
+        with pytest.raises(files.NoSpace, match="median needs all organs at once"):
+            aggregated(prepared, tmp_path / "full", {}, robust=median)
+    assert aggregated(prepared, tmp_path / "three", {}, robust=median).manifest.parents
+    assert work(prepared) == []
