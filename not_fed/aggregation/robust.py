@@ -219,6 +219,18 @@ def norms(members: Sequence[Contribution], *, start: Tensors) -> Floats:
     return np.sqrt(squares)
 
 
+def changes(members: Sequence[Contribution], *, start: Tensors) -> Iterator[Floats]:
+    """Each organ's difference from the start, block by block of coordinates, shape (organs, numbers)."""
+    for name in sorted(members[0].tensors):
+        places = [member.tensors[name] for member in members]
+        for begin, count in _ranges(places[0], len(members) + 1):
+            origin = _read(start[name], begin, count, whose="start")
+            yield np.stack([
+                _read(place, begin, count, whose=member.name) - origin
+                for place, member in zip(places, members, strict=True)
+            ])  # fmt: skip
+
+
 def _filter(
     members: tuple[Contribution, ...], allowed: NormLimit, start: Tensors
 ) -> tuple[tuple[Contribution, ...], list[Remark]]:
