@@ -31,10 +31,11 @@ class AnswerPapers:
         statement: the signed upload, partial sum, shares or vote.
         capsules: site -> what this one sealed for it.
         round_key: a signed key for the next round.
-        blames: the site whose capsule did not open, with a refusal to help.
     """
 
     statement: bytes | None = None
     capsules: Mapping[str, bytes] = field(default_factory=dict)
     round_key: bytes | None = None
-    blames: str | None = None
+
+
+NO_PAPERS, NOTHING_MORE = RoundPapers(), AnswerPapers()

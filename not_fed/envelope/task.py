@@ -131,6 +131,7 @@ class Task(Statement):
         call: in mode secure-sum, what this round's answers are bound to.
         active_sha256: the set of uploads that is summed; missing: the helpers that were lost.
         total: a blind sum, for those who can unmask it.
+        quorum: how many sites have to accept a round's aggregate; 0 where nobody votes.
         proposal_sha256: what a vote is about: digest of the aggregate's organ, or of the set that a blind sum is over.
     """
 
@@ -155,6 +156,7 @@ class Task(Statement):
     missing: tuple[Name, ...] = ()
     total: TotalRef | None = None
     proposal_sha256: Sha256 | None = None
+    quorum: int = Field(default=0, ge=0, le=250)
     coordinator: Name
     issued: Moment
     expires: Moment
@@ -200,6 +202,8 @@ class Task(Statement):
             == (self.kind in ("help", "reveal")),
             "missing helpers exactly where shares are asked for": bool(self.missing) == (self.kind == "reveal"),
             "missing helpers sorted, each once": list(self.missing) == sorted(set(self.missing)),
+            "no quorum in mode bank": self.mode != "bank" or self.quorum == 0,
+            "a quorum of at most the sites": self.quorum <= len(self.sites),
             "a proposal exactly where there is a vote": (self.proposal_sha256 is not None) == (self.kind == "vote"),
             "one candidate of a vote": self.kind != "vote" or len(self.candidates) + (self.total is not None) == 1,
             "a blind sum in mode secure-sum only": self.total is None or summing,
@@ -218,8 +222,8 @@ class Task(Statement):
 
     def terms(self) -> dict[str, Any]:
         """What must not change from one task of a run to the next."""
-        names = {"federation", "rounds", "mode", "base_sha256", "spans", "training", "privacy", "sites", "recipients"}
-        return self.model_dump(mode="json", include=names | {"coordinator"})
+        names = {"federation", "rounds", "mode", "base_sha256", "spans", "quorum", "training", "privacy", "sites"}
+        return self.model_dump(mode="json", include=names | {"recipients", "coordinator"})
 
 
 def are_apart(spans: Sequence[tuple[int, int]]) -> bool:

@@ -12,6 +12,7 @@ COME_BACK: Final = frozenset(
         "site-busy",  # another process there is at work on a task
         "disk-full",
         "other-roster",  # it fetches the newest between tasks, and so does the coordinator
+        "parcel-awaited",  # it does not have any more what it opened before, and was not sent it again
         "bank-unreachable",  # it could not fetch or leave a sealed organ
         "bank-busy",
         "bank-full",

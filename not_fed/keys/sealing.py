@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from not_fed import canonical
-from not_fed.age import Header, HybridIdentity, NotForThisKey, hpke, recipient_key
+from not_fed.age import Header, HybridIdentity, NotForThisKey, recipient_key
 from not_fed.age.hybrid import SEED_BYTES, identity_text
 from not_fed.keys.secret import Secret
 from not_fed.keys.signing import key_fingerprint
@@ -37,12 +37,8 @@ class Opener:
         """How waybills name this site's sealing keys, the current one and the retired ones."""
         return frozenset(recipient_fingerprint(one.recipient) for one in (self.identity, *self.retired))
 
-    def seal_own(self, secret: Secret, *, info: bytes) -> bytes:
-        """A secret for this site's own disk: only its sealing key opens it, under the same info."""
-        return hpke.seal(secret.reveal(), public=recipient_key(self.recipient), info=info)
-
     def open_own(self, sealed: bytes, *, info: bytes) -> Secret:
-        """What `seal_own` sealed, now or before a rotation; raises NotForThisKey."""
+        """What was sealed to this site by HPKE alone, now or before a rotation; raises NotForThisKey."""
         *others, last = (self.identity, *self.retired)
         for identity in others:
             with suppress(NotForThisKey):

@@ -18,6 +18,7 @@ from not_fed.envelope.claims import AuditResult, DpClaim, ledger_head_from_train
 from not_fed.envelope.header import MAX_METADATA_BYTES
 from not_fed.envelope.manifest import KEY
 from not_fed.envelope.passport import Passport
+from not_fed.envelope.summing import Contribution
 from not_fed.errors import FitError, TrustError
 from not_fed.organ.claims import check_claim
 from not_fed.organ.organ import Manifest, OrganInfo, read_organ
@@ -146,9 +147,31 @@ def describe_merged(
     return metadata
 
 
+def describe_sum(origin: Manifest, uploads: Mapping[str, tuple[str, Contribution]]) -> dict[str, str]:
+    """The metadata of the aggregate behind a secure sum: it names the signed uploads, since nobody has the organs.
+
+    Args:
+        uploads: site -> digest of its signed upload, and what it claims. What each claims is said where there is room,
+            and in the aggregate's passport always: the weakest claim of all never stands alone.
+    """
+    claims = [contribution.dp for _, contribution in uploads.values()]
+    how = {"mode": "secure-sum", "dp": weakest(claims)}
+    more = {"contributors": {site: None if one.dp is None else one.dp.epsilon for site, (_, one) in uploads.items()}}
+    return describe_merged(origin, how=how, parents=[(digest, 1.0) for digest, _ in uploads.values()], more=more)
+
+
 def digest_parents(parents: Iterable[tuple[str, float]]) -> str:
     """SHA-256 of the sorted list of (organ's digest, weight), as canonical JSON: names a mean of many organs."""
     return hashlib.sha256(canonical.dumps([[sha, float(weight)] for sha, weight in sorted(parents)])).hexdigest()
+
+
+def is_mean_of(organ: OrganInfo, parents: Sequence[tuple[str, float]]) -> bool:
+    """Whether it says that it is the mean of these organs, with these weights."""
+    how, named = organ.manifest.training or {}, tuple(sorted(sha for sha, _ in parents))
+    if how.get("mode") != "mean":
+        return False
+    listed = (organ.manifest.parents, how.get("weights")) == (named, dict(parents))
+    return listed or organ.manifest.parents == (digest_parents(parents),)
 
 
 def mean_organs(organs: Iterable[Path], *, out: Path) -> OrganInfo:

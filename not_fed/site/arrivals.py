@@ -1,9 +1,14 @@
-"""What came with a task, opened one by one, averaged in the task's order."""
+"""What came with a task, opened one by one: for each span that was trained, the aggregate of its newest round.
+
+With several spans in turn they make a body: the one of the task's own span is what training starts from, the others lie
+in their layers meanwhile. What was opened for an earlier task is not opened again.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from not_fed.envelope.checks import Expectation
@@ -13,10 +18,10 @@ from not_fed.envelope.seen import CheckOnly
 from not_fed.envelope.task import ParcelRef
 from not_fed.errors import NotFedError, PeerError, TrustError
 from not_fed.organ.fit import check_fit
-from not_fed.organ.merge import OrganMean, check_claims
+from not_fed.organ.merge import OrganMean, check_claims, is_mean_of
 from not_fed.organ.organ import read_organ
 from not_fed.site.job import Job
-from not_fed.site.parcels import Parcel
+from not_fed.site.parcels import Parcel, ParcelAwaited
 from not_fed.site.state import KeptOrgan
 
 
@@ -32,31 +37,85 @@ class NothingUsable(PeerError):
     code = "nothing-usable"
 
 
-def gather(job: Job, parcels: Sequence[Parcel]) -> Path | None:
-    """Open what came and average it (bank), or take the aggregate (trusted); None in the first round.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """What training goes on from.
+
+    Attributes:
+        start: the newest aggregate of the task's own span; None while that has not been trained.
+        body: those of the other spans, from the lowest layer up.
+        organs: all of them, by span.
+    """
+
+    start: Path | None
+    body: tuple[Path, ...]
+    organs: Mapping[tuple[int, int], Path]
+
+
+def gather(job: Job, parcels: Sequence[Parcel]) -> Gathered:
+    """Open what came, and average it (bank) or take the aggregate; nothing in the first round.
 
     An organ that cannot be used is left out and noted in `job.left_out`, so that one bad site does not stop the others.
 
     Raises:
-        NothingUsable: nothing is left to go on from. TrustError, FitError: in mode trusted, the aggregate is refused.
+        NothingUsable: nothing is left of a round to go on from. TrustError, FitError: beyond mode bank, an aggregate is
+            refused. ParcelAwaited: an organ that was opened before is gone.
+    Proved by: tests/journeys/test_rotating_spans.py::test_every_site_ends_with_the_same_body,
+        tests/journeys/test_rotating_spans.py::test_what_was_opened_before_is_not_opened_again
     """
-    if not job.task.parcels:
-        return None
     by_digest = {parcel.sha256: parcel for parcel in parcels}
-    usable = []
-    for ref in job.task.parcels:  # in the task's order, so that every site adds in the same order
-        organ = _find(job, ref) or _take(job, ref, by_digest[ref.sealed_sha256])
-        if organ is not None:
-            usable.append((organ, ref))
-    if usable and job.task.mode == "trusted":
-        return usable[0][0]
-    return _mean(job, usable)
+    refs = [ref for ref in job.task.parcels if not _is_candidate(job, ref)]
+    organs = {}
+    for number in sorted({ref.round for ref in refs}):
+        usable = []
+        for ref in refs:  # in the task's order, so that every site adds in the same order
+            organ = _bring(job, ref, by_digest) if ref.round == number else None
+            if organ is not None:
+                usable.append((organ, ref))
+        taken = usable[0][0] if job.task.mode != "bank" else _mean(job, number, usable)
+        organs[job.task.span_of(number)] = taken
+    others = tuple(organs[span] for span in sorted(organs) if span != job.task.span)
+    return Gathered(start=organs.get(job.task.span), body=others, organs=organs)
 
 
-def _mean(job: Job, usable: Sequence[tuple[Path, ParcelRef]]) -> Path:
+def take_candidate(job: Job, parcels: Sequence[Parcel]) -> Path:
+    """Open what a vote is about: the round's own aggregate.
+
+    Raises:
+        what opening it raises: it is not what the task says, or not one that this site can use.
+    """
+    by_digest = {parcel.sha256: parcel for parcel in parcels}
+    taken = [_bring(job, ref, by_digest) for ref in job.task.parcels if _is_candidate(job, ref)]
+    if len(taken) != 1 or taken[0] is None:
+        raise NothingUsable(
+            where="task, field parcels", expected="one aggregate to vote on", got=f"{len(taken)}",
+            hint="nothing was said about any organ",
+        )  # fmt: skip
+    return taken[0]
+
+
+def _is_candidate(job: Job, ref: ParcelRef) -> bool:
+    return job.task.kind == "vote" and ref.round == job.task.round
+
+
+def _bring(job: Job, ref: ParcelRef, parcels: Mapping[str, Parcel]) -> Path | None:
+    found = _find(job, ref)
+    if found is not None:
+        return found
+    if ref.sealed_sha256 not in parcels:
+        raise ParcelAwaited(
+            where=f"round {ref.round}", expected=f"the organ of {ref.sender}, opened for an earlier task", got="none",
+            hint="nothing was done; the coordinator sends it again",
+        )  # fmt: skip
+    return _take(job, ref, parcels[ref.sealed_sha256])
+
+
+def _mean(job: Job, round_number: int, usable: Sequence[tuple[Path, ParcelRef]]) -> Path:
     """The mean of those that can be added; the others are left out, as those that cannot be opened."""
-    out = job.organs / f"aggregate-{max(ref.round for ref in job.task.parcels)}.organ"
-    out.unlink(missing_ok=True)  # left by an attempt that was cut off
+    out = job.organs / f"aggregate-{round_number}.organ"
+    if out.is_file() and is_mean_of(read_organ(out), [(read_organ(organ).sha256, ref.weight) for organ, ref in usable]):
+        return out  # made for an earlier task; it is whole, since it appeared whole
+    out.unlink(missing_ok=True)
     mean, added = OrganMean(scratch=job.organs), 0
     for organ, ref in usable:
         try:
@@ -76,14 +135,12 @@ def _mean(job: Job, usable: Sequence[tuple[Path, ParcelRef]]) -> Path:
 
 
 def _find(job: Job, ref: ParcelRef) -> Path | None:
-    """The organ when it is this site's own, or was opened by an attempt at this very task that was cut off later."""
+    """The organ when it is this site's own, or was opened for an earlier task, or by an attempt at this one."""
     kept = job.state.kept(ref.sealed_sha256)
-    same = kept is not None and (kept.run, kept.round, kept.sender) == (
-        job.task.run,
-        ref.round,
-        ref.sender,
-    )
-    return job.organs / kept.file if kept is not None and same else None
+    if kept is None or (kept.run, kept.round, kept.sender) != (job.task.run, ref.round, ref.sender):
+        return None
+    path = job.organs / kept.file
+    return path if path.is_file() else None
 
 
 def _take(job: Job, ref: ParcelRef, parcel: Parcel) -> Path | None:
@@ -96,7 +153,7 @@ def _try_open(job: Job, ref: ParcelRef, parcel: Parcel, sealed: Path) -> Path | 
     try:
         return _open(job, ref, parcel, sealed)
     except NotFedError as error:
-        if job.task.mode == "trusted":
+        if job.task.mode != "bank":
             raise
         job.left_out.append(f"{ref.sealed_sha256} {error.code}")
         return None
@@ -125,7 +182,7 @@ def _open(job: Job, ref: ParcelRef, parcel: Parcel, sealed: Path) -> Path:
     organ = KeptOrgan(
         sealed_sha256=ref.sealed_sha256,
         run=job.task.run,
-        round=round_number,
+        round=ref.round,
         sender=ref.sender,
         file=out.name,
         organ_sha256=opened.organ_sha256,

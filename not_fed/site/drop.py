@@ -26,10 +26,11 @@ from not_fed.envelope.waiting import COME_BACK
 from not_fed.errors import InputError, NotFedError, TrustError
 from not_fed.home import Home
 from not_fed.progress import Progress, silent
+from not_fed.site.answer import Answer
 from not_fed.site.log_watch import seen_size
 from not_fed.site.parcels import Parcel
 from not_fed.site.policy import load_policy, permit
-from not_fed.site.work import Answer, answer_task
+from not_fed.site.work import answer_task
 from not_fed.transfer import stick
 from not_fed.trust.log_folder import LogFolder
 from not_fed.trust.roster import TrustedRoster, update_roster

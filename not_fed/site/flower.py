@@ -12,20 +12,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 
 from not_fed.arrays import bytes_of_array
 from not_fed.envelope.label import parse_label
+from not_fed.envelope.papers import RoundPapers
 from not_fed.envelope.task import check_protocol
 from not_fed.errors import InputError, NotFedError
 from not_fed.home import simulation_folder
 from not_fed.progress import current
+from not_fed.site.answer import Answer
 from not_fed.site.bank_access import BankAccess
 from not_fed.site.log_file import note
 from not_fed.site.parcels import Parcel
-from not_fed.site.work import Answer, answer_task, greet
+from not_fed.site.work import answer_task, greet
+
+_Named = TypeVar("_Named", int, str)
 
 
 class NoSite(InputError):
@@ -45,7 +50,7 @@ def answer_order(content: RecordDict, context: Context) -> RecordDict:
 
     Args:
         content: `order` has protocol, task, labels, proofs, the log's growth and up to which size organs travel in
-            messages; `parcels` has sealed bytes under their digests.
+            messages; `parcels` has sealed bytes under their digests; `papers` what a secure sum or votes add.
     Proved by: tests/unit/test_exchange.py::test_large_organs_go_through_the_bank_both_ways
     """
     home = home_of(context)
@@ -55,7 +60,7 @@ def answer_order(content: RecordDict, context: Context) -> RecordDict:
         order = _read(content, bank)
         done = answer_task(
             order.task, parcels=order.parcels, growth=order.growth, receipt=order.receipt, home=home, now=now,
-            progress=current.get(),
+            papers=order.papers, progress=current.get(),
         )  # fmt: skip
         return _content(done, bank, inline_bytes=order.inline_bytes)
 
@@ -105,6 +110,7 @@ class _Order:
     growth: bytes | None
     receipt: bytes | None
     inline_bytes: int | None
+    papers: RoundPapers
 
 
 def _read(content: RecordDict, bank: BankAccess) -> _Order:
@@ -129,7 +135,34 @@ def _read(content: RecordDict, bank: BankAccess) -> _Order:
     ]
     if not set(arrays) <= {parcel.sha256 for parcel in parcels}:
         raise _bad("a label for each parcel")
-    return _Order(task=task, parcels=parcels, growth=growth, receipt=receipt, inline_bytes=inline_bytes)
+    return _Order(
+        task=task, parcels=parcels, growth=growth, receipt=receipt, inline_bytes=inline_bytes, papers=_papers(content)
+    )
+
+
+def _papers(content: RecordDict) -> RoundPapers:
+    """What a secure sum or votes add to a task: lists of lines and of whose they are."""
+    record = content.get("papers", ConfigRecord())
+    if not isinstance(record, ConfigRecord):
+        raise _bad("papers as lists")
+
+    def pairs(names: str, lines: str, kind: type[_Named]) -> list[tuple[_Named, bytes]]:
+        whose, found = record.get(names, []), record.get(lines, [])
+        if not isinstance(whose, list) or not isinstance(found, list) or len(whose) != len(found):
+            raise _bad("as many papers as names")
+        if not all(type(name) is kind for name in whose):
+            raise _bad("papers by name")
+        return [(name, _checked(line)) for name, line in zip(whose, found, strict=True)]  # type: ignore[misc]
+
+    votes: dict[int, tuple[bytes, ...]] = {}
+    for number, line in pairs("vote-rounds", "votes", int):
+        votes[number] = (*votes.get(number, ()), line)
+    return RoundPapers(
+        keys=dict(pairs("key-sites", "keys", str)),
+        labels=tuple(line for _, line in pairs("uploaders", "uploads", str)),
+        capsules=dict(pairs("capsule-sites", "capsules", str)),
+        votes=votes,
+    )
 
 
 def _parcel(label: bytes, proof: bytes | None, arrays: ArrayRecord, bank: BankAccess) -> Parcel:
@@ -167,6 +200,13 @@ def _content(answer: Answer, bank: BankAccess, *, inline_bytes: int | None) -> R
             arrays["0"] = Array(np.frombuffer(answer.sealed.read_bytes(), dtype=np.uint8))
     if answer.receipt is not None:
         record["receipt"] = answer.receipt
+    papers = answer.papers
+    if papers.statement is not None:
+        record["statement"] = papers.statement
+    if papers.round_key is not None:
+        record["round-key"] = papers.round_key
+    if papers.capsules:
+        record["capsule-sites"], record["capsules"] = list(papers.capsules), list(papers.capsules.values())
     return RecordDict({"answer": record, "parcels": arrays})
 
 

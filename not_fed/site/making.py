@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,32 +46,49 @@ class Made:
     notes: Mapping[str, object]
 
 
-def train_organ(job: Job, *, start: Path | None) -> Made:
-    """The round's own organ: trained from `start`, or found whole when that was done before."""
-    out = job.organs / f"own-{job.task.round}.organ"
-    made = _whole(job, start, out)
+def train_organ(job: Job, *, start: Path | None, body: Sequence[Path] = ()) -> Made:
+    """The round's own organ: trained from `start` in the body, or found whole when that was done before."""
+    out, origin = job.organs / f"own-{job.task.round}.organ", _Origin(start, tuple(body))
+    made = _whole(job, origin, out)
     if made is not None:
         return made
     if job.task.privacy is None or job.policy.privacy is None:
-        made = _train_plainly(job, start, out)
+        made = _train_plainly(job, origin, out)
     else:
-        made = _train_privately(job, start, out, job.policy.privacy)
+        made = _train_privately(job, origin, out, job.policy.privacy)
     job.state.note_made(
         MadeOrgan(
-            run=job.task.run, round=job.task.round, start=_digest_of(start), organ_sha256=made.organ.sha256,
+            run=job.task.run, round=job.task.round, start=origin.name(), organ_sha256=made.organ.sha256,
             numbers=made.numbers, notes=made.notes,
         )
     )  # fmt: skip
     return made
 
 
-def make_organ(job: Job, *, start: Path | None) -> tuple[Sealed, Mapping[str, object]]:
-    """Train from `start`, sign and seal.
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """What training goes on from: an organ of the span (None: the base's own), and those that lie in other layers."""
+
+    start: Path | None
+    body: tuple[Path, ...]
+
+    def name(self) -> str:
+        """Digests that name it; empty for the base's own layers, all of them."""
+        own = "" if self.start is None else read_organ(self.start).sha256
+        return " ".join([own or "base", *self.body_digests()]) if self.body else own
+
+    def body_digests(self) -> list[str]:
+        """As a manifest has them: from the lowest layer up."""
+        return [organ.sha256 for organ in sorted(map(read_organ, self.body), key=lambda organ: organ.span)]
+
+
+def make_organ(job: Job, *, start: Path | None, body: Sequence[Path] = ()) -> tuple[Sealed, Mapping[str, object]]:
+    """Train from `start`, with the body's organs in their layers, sign and seal.
 
     Returns:
         the sealed organ, and the site's own notes, which stay.
     """
-    made = train_organ(job, start=start)
+    made = train_organ(job, start=start, body=body)
     began = time.monotonic()
     passport = issue_passport(_passport(job, made), signer=job.signer)
     files.write_atomic(passport_path(made.organ.path), passport + b"\n", overwrite=True)
@@ -109,7 +126,7 @@ def rehearse(job: Job) -> str:
     return f"{told}, {plan.steps} private steps, noise multiplier {plan.noise_multiplier:.3g}, per {plan.unit}"
 
 
-def _whole(job: Job, start: Path | None, out: Path) -> Made | None:
+def _whole(job: Job, origin: _Origin, out: Path) -> Made | None:
     """The round's organ when training it has ended before: by an attempt that was killed, or for an earlier answer.
 
     An answer that was given under an older roster is given again with the very same organ, whatever else is offered to
@@ -134,13 +151,9 @@ def _whole(job: Job, start: Path | None, out: Path) -> Made | None:
                 hint="nothing was trained or sent; put the file back, or let the others go on without this site",
             )  # fmt: skip
         return None
-    if not answered and known.start != _digest_of(start):
+    if not answered and known.start != origin.name():
         return None
     return Made(organ=organ, numbers=known.numbers, notes=known.notes)
-
-
-def _digest_of(start: Path | None) -> str:
-    return "" if start is None else read_organ(start).sha256
 
 
 def fix_plan(job: Job, own: PrivacyPolicy, records: Records) -> DpPlan:
@@ -177,10 +190,10 @@ def fix_plan(job: Job, own: PrivacyPolicy, records: Records) -> DpPlan:
     return plan
 
 
-def _train_plainly(job: Job, start: Path | None, out: Path) -> Made:
+def _train_plainly(job: Job, origin: _Origin, out: Path) -> Made:
     if (own := job.policy.privacy) is not None:
         require_unspent(job.home, records=_records(job, unit=own.unit), policy=own)
-    trained = _train(job, start, out, records=_records(job, unit="record"), plan=None, account=None)
+    trained = _train(job, origin, out, records=_records(job, unit="record"), plan=None, account=None)
     numbers: dict[str, float | None] = {
         "loss_first": trained.loss_first,
         "loss_last": trained.loss_last,
@@ -200,11 +213,11 @@ def _train_plainly(job: Job, start: Path | None, out: Path) -> Made:
     return Made(organ=trained.organ, numbers=numbers, notes=notes)
 
 
-def _train_privately(job: Job, start: Path | None, out: Path, own: PrivacyPolicy) -> Made:
+def _train_privately(job: Job, origin: _Origin, out: Path, own: PrivacyPolicy) -> Made:
     """Under the run's plan and its reservation. An attempt that trained, and was cut off before its answer, stands."""
     records = _records(job, unit=own.unit)
     plan, began = fix_plan(job, own, records), time.monotonic()
-    organ = _finished(out, plan=plan, start=start)
+    organ = _finished(out, plan=plan, origin=origin)
     ledger = open_ledger(job.home, name=job.policy.name, policy=own, receipt=job.receipt)
     if organ is None:
         account = open_round(
@@ -216,7 +229,7 @@ def _train_privately(job: Job, start: Path | None, out: Path, own: PrivacyPolicy
             run=f"{job.task.federation}/{job.task.coordinator}/{job.policy.name}/{job.task.run}",
             later_runs=job.task.rounds - job.task.round,
         )
-        organ = _train(job, start, out, records=records, plan=plan, account=account).organ
+        organ = _train(job, origin, out, records=records, plan=plan, account=account).organ
         account.close()
     claim = DpClaim.from_training(organ.manifest.training)
     numbers: dict[str, float | None] = {
@@ -236,21 +249,23 @@ def _train_privately(job: Job, start: Path | None, out: Path, own: PrivacyPolicy
     return Made(organ=organ, numbers=numbers, notes=notes)
 
 
-def _finished(out: Path, *, plan: DpPlan, start: Path | None) -> OrganInfo | None:
+def _finished(out: Path, *, plan: DpPlan, origin: _Origin) -> OrganInfo | None:
     """The organ that an attempt at this round left, if it was made by this plan from this start; else it is deleted."""
     if not out.is_file():
         return None
     organ = read_organ(out)
     claim = DpClaim.from_training(organ.manifest.training)
-    parents = () if start is None else (read_organ(start).sha256,)
-    if claim is not None and plan_of(claim) == plan and organ.manifest.parents == parents:
+    parents = () if origin.start is None else (read_organ(origin.start).sha256,)
+    same = organ.manifest.parents == parents
+    same = same and (organ.manifest.training or {}).get("body", []) == origin.body_digests()
+    if claim is not None and plan_of(claim) == plan and same:
         return organ
     out.unlink()
     return None
 
 
 def _train(
-    job: Job, start: Path | None, out: Path, *, records: Records, plan: DpPlan | None, account: RoundAccount | None
+    job: Job, origin: _Origin, out: Path, *, records: Records, plan: DpPlan | None, account: RoundAccount | None
 ) -> training.Trained:
     wishes, own = job.task.training, job.policy.privacy
     if account is None:
@@ -263,13 +278,15 @@ def _train(
         max_tokens=wishes.max_tokens,
         warmup=wishes.warmup,
         seed=wishes.seed,
+        proximal=wishes.proximal,
         dp=plan,
         declared_units=own.declared_units if own else None,
     )
     return training.train(
         job.base,
         records=records,
-        init=start,
+        init=origin.start,
+        body=origin.body,
         settings=settings,
         out=out,
         charge=account,

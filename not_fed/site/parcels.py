@@ -11,7 +11,7 @@ from typing import Self
 
 from not_fed import files
 from not_fed.envelope.task import Task
-from not_fed.errors import TrustError
+from not_fed.errors import PeerError, TrustError
 from not_fed.site.state import SiteState
 
 
@@ -19,6 +19,12 @@ class ParcelsDiffer(TrustError):
     """What came with the task is not what the task lists."""
 
     code = "parcels-differ"
+
+
+class ParcelAwaited(PeerError):
+    """An organ of an earlier round did not come with the task, and this site does not have it any more."""
+
+    code = "parcel-awaited"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,17 +78,28 @@ class Parcel:
 def check_parcels(task: Task, parcels: Sequence[Parcel], *, me: str, state: SiteState) -> None:
     """Refuse anything but the sealed organs that the signed task lists, from those who may send them.
 
+    Of rounds before the newest one, those may be missing that this site opened for an earlier task.
+
     Raises:
         ParcelsDiffer: one too many, one too few, one twice, one of somebody else, or one in this site's own name that
             it never made. Nothing was opened.
-    Proved by: tests/journeys/test_federation_bank.py::test_a_replayed_parcel_is_refused
+        ParcelAwaited: one of an earlier round is missing that this site has not opened; it may come with the next try.
+    Proved by: tests/journeys/test_federation_bank.py::test_a_replayed_parcel_is_refused,
+        tests/journeys/test_rotating_spans.py::test_an_organ_that_is_gone_is_asked_for_again
     """
-    senders = {task.coordinator} if task.mode == "trusted" else set(task.sites)
-    expected = {ref.sealed_sha256 for ref in task.parcels if ref.sender != me}
+    senders = set(task.sites) if task.mode == "bank" else {task.coordinator}
+    newest = max((ref.round for ref in task.parcels), default=0)
+    expected = {ref.sealed_sha256: ref for ref in task.parcels if ref.sender != me}
     own = [ref for ref in task.parcels if ref.sender == me]
     got = [parcel.sha256 for parcel in parcels]
-    if len(got) != len(set(got)) or set(got) != expected:
+    missing = [ref for digest, ref in expected.items() if digest not in got]
+    if len(got) != len(set(got)) or not expected.keys() >= set(got) or any(ref.round == newest for ref in missing):
         raise _differ(f"the {len(expected)} sealed organs that it lists", f"{len(got)}, not the same ones")
+    if any(state.kept(ref.sealed_sha256) is None for ref in missing):
+        raise ParcelAwaited(
+            where="task, field parcels", expected="every organ that this site has not opened yet",
+            got=f"{len(missing):,} too few", hint="nothing was opened; the coordinator sends them all",
+        )  # fmt: skip
     if any(ref.sender not in senders for ref in task.parcels):
         raise _differ("organs of this run's senders", "one of somebody else")
     if any(state.kept(ref.sealed_sha256) is None for ref in own):

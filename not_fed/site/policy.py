@@ -173,6 +173,8 @@ class SitePolicy(Settings):
             differential privacy; empty means none. With it, only `steps`, which is the plan's own number, and what
             `[privacy]` names.
         bundle_sha256: the bundles whose arrival this site approves; what runs is its own installed copy all the same.
+        sum_weight: how often this site counts in a secure sum, up to the plan's max_weight; hidden in the sum. With
+            "records" it is their number.
         hours: when it trains, in local time: "20:00-06:00", or "sat,sun 00:00-24:00"; empty means always.
         approval: whether a person here agrees first (`not-fed site approve`), once for each run or for each round.
         max_parcel_bytes: no larger sealed organ is taken in.
@@ -192,6 +194,7 @@ class SitePolicy(Settings):
     max_rounds: int = Field(ge=1, le=10_000)
     max_epochs: float = Field(gt=0)
     partners: list[Name] | None = None
+    sum_weight: Annotated[int, Field(ge=1)] | Literal["records"] = 1
     metrics_that_may_leave: list[Literal["loss_first", "loss_last", "records", "steps", "tokens"]] = Field(default=[])
     cache_prefix: bool = True
     bundle_sha256: list[Sha256] = Field(default=[])

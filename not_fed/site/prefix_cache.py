@@ -53,8 +53,15 @@ class PrefixCache:
             return None
 
     def save(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors under `key`, replacing what was there."""
+        """Keep tensors under `key`, replacing what was there for its place.
+
+        Proved by: tests/unit/test_site_state.py::test_the_prefix_cache_keeps_one_prefix_a_place
+        """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place = key.partition("-")[0]
+        for old in self._folder.glob("*.age"):
+            if old.stem != key and old.stem.partition("-")[0] == place:
+                old.unlink()
         file_key, nonce = os.urandom(FILE_KEY_BYTES), os.urandom(NONCE_BYTES)
         with files.new_file(self._folder / f"{key}.age", overwrite=True) as file:
             file.write(write_header([wrap(file_key, recipient=self._opener.recipient)], file_key=file_key) + nonce)

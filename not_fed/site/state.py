@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ CREATE TABLE IF NOT EXISTS made (run TEXT NOT NULL, round INTEGER NOT NULL, star
     organ_sha256 TEXT NOT NULL, numbers TEXT NOT NULL, notes TEXT NOT NULL, PRIMARY KEY (run, round)) STRICT;
 CREATE TABLE IF NOT EXISTS approvals (run TEXT NOT NULL, round INTEGER NOT NULL, terms TEXT NOT NULL,
     asked TEXT NOT NULL, approved TEXT, PRIMARY KEY (run, round)) STRICT;
+CREATE TABLE IF NOT EXISTS sums_kept (run TEXT NOT NULL, round INTEGER NOT NULL, file TEXT NOT NULL,
+    organ_sha256 TEXT NOT NULL, proposal TEXT NOT NULL, PRIMARY KEY (run, round)) STRICT;
+CREATE TABLE IF NOT EXISTS sum_writes (writes INTEGER PRIMARY KEY) STRICT;
 CREATE TABLE IF NOT EXISTS organs (sealed_sha256 TEXT PRIMARY KEY, run TEXT NOT NULL, round INTEGER NOT NULL,
     sender TEXT NOT NULL, file TEXT NOT NULL, organ_sha256 TEXT NOT NULL, seconds REAL NOT NULL) STRICT;
 """
@@ -112,6 +115,17 @@ class KeptOrgan:
     file: str
     organ_sha256: str
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptSum:
+    """The aggregate behind a blind sum that the sites have kept, and what they voted on."""
+
+    run: str
+    round: int
+    file: str
+    organ_sha256: str
+    proposal: str
 
 
 class SiteState:
@@ -252,6 +266,35 @@ class SiteState:
         with self._store.transaction() as database:
             rows = database.execute("SELECT * FROM approvals ORDER BY rowid").fetchall()
         return [Asked(**{**dict(row), "terms": json.loads(row["terms"])}) for row in rows]
+
+    # -- secure sums ----------------------------------------------------------------------------------------------
+
+    def sum_writes(self) -> int:
+        """How often the ledger of secure sums had been written to when it was last used."""
+        with self._store.transaction() as database:
+            row = database.execute("SELECT max(writes) AS writes FROM sum_writes").fetchone()
+        return int(row["writes"] or 0)
+
+    def note_sum_writes(self, writes: int) -> None:
+        """Remember it, so that an older ledger in its place is noticed."""
+        with self._store.transaction() as database:
+            database.execute("DELETE FROM sum_writes WHERE writes < ?", (writes,))
+            database.execute("INSERT OR IGNORE INTO sum_writes VALUES (?)", (writes,))
+
+    def keep_sum(self, kept: KeptSum) -> None:
+        """Remember the aggregate behind a blind sum that was kept."""
+        with self._store.transaction() as database:
+            database.execute("INSERT OR REPLACE INTO sums_kept VALUES (?, ?, ?, ?, ?)", tuple(asdict(kept).values()))
+
+    def kept_sum(self, run: str, round_number: int) -> KeptSum | None:
+        """The aggregate behind a round's blind sum, if it was kept."""
+        return next((one for one in self.kept_sums(run) if one.round == round_number), None)
+
+    def kept_sums(self, run: str) -> list[KeptSum]:
+        """All of them, by round."""
+        with self._store.transaction() as database:
+            rows = database.execute("SELECT * FROM sums_kept WHERE run = ? ORDER BY round", (run,)).fetchall()
+        return [KeptSum(**dict(row)) for row in rows]
 
     # -- organs ---------------------------------------------------------------------------------------------------
 

@@ -113,6 +113,15 @@ class VoteBook:
         return line
 
 
+    def cast_in(self, run: str) -> dict[int, bytes]:
+        """Round -> the signed vote that this site cast in it; the newest, where it was asked twice."""
+        with self._store.transaction() as database:
+            rows = database.execute(
+                "SELECT round, line FROM cast_votes WHERE run = ? ORDER BY rowid", (run,)
+            ).fetchall()
+        return {row["round"]: bytes(row["line"]) for row in rows}
+
+
 def _known(database: sqlite3.Connection, question: Question) -> Begun | None:
     row = database.execute(
         "SELECT * FROM judged WHERE run = ? AND round = ?", (question.run, question.round)

@@ -10,17 +10,19 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import not_fed
+from not_fed.envelope.papers import NO_PAPERS, RoundPapers
 from not_fed.envelope.receipt import verify_receipt
-from not_fed.envelope.task import PROTOCOL, Greeting, Task, sign_greeting, verify_task
-from not_fed.errors import InputError
+from not_fed.envelope.task import PROTOCOL, Greeting, Kind, Task, sign_greeting, verify_task
 from not_fed.home import Home
+from not_fed.keys import Signer
 from not_fed.progress import Progress, silent
+from not_fed.site.answer import Answer, from_stored, to_stored
 from not_fed.site.approval import require_approval
 from not_fed.site.hours import within
 from not_fed.site.log_file import note
@@ -29,37 +31,19 @@ from not_fed.site.not_now import OutsideHours, Rehearsing, at_work, room_by_type
 from not_fed.site.parcels import Parcel, check_parcels
 from not_fed.site.policy import SitePolicy, load_policy, permit
 from not_fed.site.state import SiteState
+from not_fed.site.sumkeys import next_key
 
+WORDS: Final[Mapping[Kind, str]] = {
+    "train": "training", "help": "helping to take the masks off", "reveal": "standing in for a lost helper",
+    "vote": "judging the aggregate", "receive": "receiving the result",
+}  # fmt: skip
 REHEARSE = "NOT_FED_REHEARSE"  # set to 1 by `not-fed site join --rehearse`
-
-
-class AnswerGone(InputError):
-    """The stored answer to this task is gone: its run has ended here."""
-
-    code = "answer-gone"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """All that leaves the site.
-
-    Attributes:
-        sealed, label: this round's organ as ciphertext, and its label; None when only receiving.
-        received: how many organs of others were taken in.
-        left_out: digest and error code of each that could not be.
-        receipt: how far the ledger had come after a private task, signed; the coordinator keeps it for this site.
-    """
-
-    sealed: Path | None
-    label: bytes | None
-    received: int
-    left_out: tuple[str, ...]
-    receipt: bytes | None = None
 
 
 def greet(nonce: str, *, home: Path, now: datetime) -> bytes:
     """Say who this site is, signed for its own coordinator and this nonce only."""
-    policy = load_policy(home)
+    policy, place = load_policy(home), Home(home)
+    signer = place.signer()
     greeting = Greeting(
         v=1,
         federation=policy.federation,
@@ -69,9 +53,19 @@ def greet(nonce: str, *, home: Path, now: datetime) -> bytes:
         log_size=seen_size(home, federation=policy.federation, keeper=policy.coordinator),
         not_fed=not_fed.__version__,
         protocol=PROTOCOL,
+        round_key=_round_key(place, policy, signer, now=now),
         issued=now,
     )
-    return sign_greeting(greeting, signer=Home(home).signer())
+    return sign_greeting(greeting, signer=signer)
+
+
+def _round_key(place: Home, policy: SitePolicy, signer: Signer, *, now: datetime) -> str | None:
+    """A sealing key for the next secure sum, where this site takes part in any."""
+    if "secure-sum" not in policy.modes:
+        return None
+    own = place.roster(now).member(policy.name, now=now)
+    line = next_key(place, signer=signer, federation=policy.federation, recipient=own.recipient, now=now)
+    return line.decode("ascii")
 
 
 def answer_task(
@@ -80,6 +74,7 @@ def answer_task(
     parcels: Sequence[Parcel],
     home: Path,
     now: datetime,
+    papers: RoundPapers = NO_PAPERS,
     growth: bytes | None = None,
     receipt: bytes | None = None,
     progress: Progress = silent,
@@ -88,7 +83,8 @@ def answer_task(
 
     Args:
         line: the task as it came. The same task again gets the same answer again, without work.
-        parcels: the sealed organs that came with it.
+        parcels: the sealed organs that came with it, and the words of a blind sum.
+        papers: what a secure sum or votes add.
         growth: the coordinator's newest checkpoint, and the proof that its log grew from what this site has seen.
         receipt: this site's own, from an earlier private task, as the coordinator kept it.
     Raises:
@@ -115,34 +111,45 @@ def answer_task(
                     "policy": policy, "home": place, "roster": roster, "state": state, "now": now, "receipt": kept,
                     "progress": progress,
                 }  # fmt: skip
-                answer = _answer(task, hashlib.sha256(line).hexdigest(), parcels, known)
+                answer = _answer(task, hashlib.sha256(line).hexdigest(), parcels, papers, known)
             if task.kind == "receive":
                 _clean_up(home)
+            elif task.mode == "secure-sum":
+                key = next_key(
+                    place, signer=place.signer(), federation=policy.federation, now=now,
+                    recipient=roster.member(policy.name, now=now).recipient,
+                )  # fmt: skip
+                answer = replace(answer, papers=replace(answer.papers, round_key=key))
     return answer
 
 
-def _answer(task: Task, digest: str, parcels: Sequence[Parcel], known: Mapping[str, Any]) -> Answer:
+def _answer(
+    task: Task, digest: str, parcels: Sequence[Parcel], papers: RoundPapers, known: Mapping[str, Any]
+) -> Answer:
     policy, home, state, now = known["policy"], known["home"], known["state"], known["now"]
+    organs = [parcel for parcel in parcels if task.total is None or parcel.sha256 != task.total.sha256]
     if is_rehearsing():  # first: nothing is sent, not even an answer that was given before
-        check_parcels(task, parcels, me=policy.name, state=state)
+        check_parcels(task, organs, me=policy.name, state=state)
         raise _rehearsed(task, known)
     stored = state.answer_to(task, sha256=digest)
     if stored is not None:
-        return _from_stored(stored, home.folder)
-    check_parcels(task, parcels, me=policy.name, state=state)
+        return from_stored(stored, home.folder)
+    check_parcels(task, organs, me=policy.name, state=state)
     _require_hours(task, policy, now=now)
     require_approval(task, policy=policy, state=state, now=now)
     state.start(task, sha256=digest, now=now)
     note(home.folder, f"{_named(task)} begins")
-    answer, notes = _do(task, parcels, known)
-    state.finish(task, answer=_to_stored(answer, home.folder), result=notes, now=datetime.now(UTC))
+    from not_fed.site.job import Job
+    from not_fed.site.steps import do  # torch and the model are behind these; refusing needs none of them
+
+    answer, notes = do(Job(task=task, **known), parcels, papers)
+    state.finish(task, answer=to_stored(answer, home.folder), result=notes, now=datetime.now(UTC))
     note(home.folder, f"{_named(task)} is answered{_left_out(answer)}")
     return answer
 
 
 def _named(task: Task) -> str:
-    what = "training" if task.kind == "train" else "receiving the result"
-    return f"run {task.run}, round {task.round} of {task.rounds}: {what}"
+    return f"run {task.run}, round {task.round} of {task.rounds}: {WORDS[task.kind]}"
 
 
 def _left_out(answer: Answer) -> str:
@@ -174,56 +181,6 @@ def _rehearsed(task: Task, known: Mapping[str, Any]) -> Rehearsing:
         where=f"run {task.run}, round {task.round}", expected="a join without --rehearse", got=f"a rehearsal: {found}",
         hint="this task would have been done",
     )  # fmt: skip
-
-
-def _do(task: Task, parcels: Sequence[Parcel], known: Mapping[str, Any]) -> tuple[Answer, dict[str, Any]]:
-    # torch and the model are behind these; refusing needs none of them
-    from not_fed.site.account import receipt_for
-    from not_fed.site.arrivals import gather
-    from not_fed.site.job import Job
-    from not_fed.site.making import make_organ
-
-    job = Job(task=task, **known)
-    start, sealed = gather(job, parcels), None
-    notes: dict[str, Any] = {"aggregate": start.name if start else None}
-    if task.kind == "train":
-        sealed, made = make_organ(job, start=start)
-        notes |= made
-    notes |= {"opened": job.opened, "left_out": job.left_out}
-    own = job.policy.privacy if task.kind == "train" and task.privacy is not None else None
-    return Answer(
-        sealed=sealed.path if sealed else None,
-        label=sealed.label if sealed else None,
-        received=len(job.opened),
-        left_out=tuple(job.left_out),
-        receipt=None if own is None else receipt_for(task, home=job.home, policy=own, now=datetime.now(UTC)),
-    ), notes
-
-
-def _to_stored(answer: Answer, home: Path) -> dict[str, Any]:
-    sealed = None if answer.sealed is None else str(answer.sealed.relative_to(home))
-    label = None if answer.label is None else answer.label.decode("ascii")
-    receipt = None if answer.receipt is None else answer.receipt.decode("ascii")
-    return {
-        "sealed": sealed, "label": label, "received": answer.received, "left_out": list(answer.left_out),
-        "receipt": receipt,
-    }  # fmt: skip
-
-
-def _from_stored(stored: Mapping[str, Any], home: Path) -> Answer:
-    sealed = None if stored["sealed"] is None else home / str(stored["sealed"])
-    if sealed is not None and not sealed.is_file():
-        raise AnswerGone(
-            where="task, field id",
-            expected="a task of a run that goes on",
-            got="one whose answer was deleted at the run's end",
-            hint="start a new run",
-        )
-    label = None if stored["label"] is None else str(stored["label"]).encode("ascii")
-    receipt = None if stored["receipt"] is None else str(stored["receipt"]).encode("ascii")
-    return Answer(
-        sealed=sealed, label=label, received=stored["received"], left_out=tuple(stored["left_out"]), receipt=receipt
-    )
 
 
 def _clean_up(home: Path) -> None:

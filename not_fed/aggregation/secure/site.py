@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from not_fed.age import HybridIdentity, NotForThisKey, hpke
+from not_fed.age import HybridIdentity, NotForThisKey, hpke, recipient_key
 from not_fed.aggregation.secure import capsules, masks, shamir
 from not_fed.aggregation.secure.ledger import OwnKey, SumLedger
 from not_fed.aggregation.secure.ring import BLOCK_WORDS, CHECK_WORDS, Ring, Words
@@ -37,7 +37,7 @@ from not_fed.envelope.summing import (
     verify_round_key,
 )
 from not_fed.errors import FitError, TrustError
-from not_fed.keys import Opener, Secret, Signer
+from not_fed.keys import Opener, Signer
 from not_fed.trust.plans import SumPlan, Thresholds
 from not_fed.trust.roster import TrustedRoster
 
@@ -108,7 +108,11 @@ class SiteSum:
     def offer_key(self) -> bytes:
         """The signed line of a sealing key for one round, fresh or not used yet."""
         return offer_key(
-            self._ledger, signer=self._signer, opener=self._opener, federation=self._plan.federation, now=self._now
+            self._ledger,
+            signer=self._signer,
+            recipient=self._opener.recipient,
+            federation=self._plan.federation,
+            now=self._now,
         )
 
     def check(self, call: SumCall) -> Thresholds:
@@ -137,6 +141,7 @@ class SiteSum:
         sink: Sink,
         weight: int = 1,
         contribution: Contribution,
+        keep: Callable[[Uploaded], object] = lambda _: None,
     ) -> Uploaded:
         """Mask a change of weights for this call; the words go to `sink`, block by block.
 
@@ -144,6 +149,7 @@ class SiteSum:
             keys: each site's signed key for this round.
             change: trained minus start, in blocks of any length, `call.parameters` numbers in all.
             weight: how often it counts, up to the plan's max_weight; hidden in the sum.
+            keep: told of the upload before it is promised to be the only one, to have it on disk by then.
         Raises:
             NotTheSignedPlan, BadSumPaper, BadSumWeight, NotFinite, OtherLength; SumRoundTaken, SumUploaded,
             OtherCohort, UpdateReused, RoundKeyGone. Nothing that went to the sink may leave then.
@@ -177,8 +183,10 @@ class SiteSum:
             ),
             signer=self._signer,
         )  # fmt: skip
+        uploaded = Uploaded(label=label, capsules=sealed, vector_sha256=words.sha256, clipped=words.clipped)
+        keep(uploaded)
         self._ledger.uploaded(call, label_sha256=hashlib.sha256(label).hexdigest(), update_sha256=words.update_sha256)
-        return Uploaded(label=label, capsules=sealed, vector_sha256=words.sha256, clipped=words.clipped)
+        return uploaded
 
     def help(
         self, call: SumCall, *, labels: Sequence[bytes], capsules_to_me: Mapping[str, bytes], sink: Sink
@@ -262,6 +270,14 @@ class SiteSum:
                 raise bad_paper("blind sum", "a plan with blind = true", "one without")
             stream.subtract(total[: call.parameters])
             stream.subtract(total[call.parameters + CHECK_WORDS :])
+
+    def uploads_of(self, call: SumCall, labels: Sequence[bytes]) -> dict[str, tuple[str, Contribution]]:
+        """Site -> digest of its signed upload, and what it claims; raises as `check_upload`."""
+        found = {}
+        for label in labels:
+            paper = check_upload(label, plan=self._plan, call=call, site=None, roster=self._roster, now=self._now)
+            found[paper.sender] = hashlib.sha256(label).hexdigest(), paper.contribution
+        return found
 
     # -- what comes ------------------------------------------------------------------------------------------------
 
@@ -357,16 +373,20 @@ class SiteSum:
         }  # fmt: skip
 
 
-def offer_key(ledger: SumLedger, *, signer: Signer, opener: Opener, federation: str, now: datetime) -> bytes:
-    """The signed line of a site's sealing key for one round: one that no call has used, or a new one."""
+def offer_key(ledger: SumLedger, *, signer: Signer, recipient: str, federation: str, now: datetime) -> bytes:
+    """The signed line of a site's sealing key for one round: one that no call has used, or a new one.
+
+    Args:
+        recipient: the site's own sealing key, to which the seed of a new one is sealed on its disk.
+    """
 
     def make(number: int) -> OwnKey:
-        seed = hpke.new_seed()
+        seed, own = hpke.new_seed(), recipient_key(recipient)
         key = RoundKey(
             v=1, federation=federation, site=signer.name, number=number, issued=now, expires=now + KEY_VALIDITY,
             public=base64.b64encode(HybridIdentity(seed).public).decode("ascii"),
         )  # fmt: skip
-        sealed = opener.seal_own(Secret(seed), info=_OWN_INFO)
+        sealed = hpke.seal(seed, public=own, info=_OWN_INFO)
         return OwnKey(number=number, line=sign_round_key(key, signer=signer), sealed=sealed)
 
     return ledger.offer(make, now=now)
