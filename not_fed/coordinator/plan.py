@@ -225,8 +225,9 @@ class FederationPlan(Settings):
 
     @property
     def needs_start(self) -> bool:
-        """Whether the coordinator has to read what a round began from."""
-        return self.rule.limit is not None or (self.optimiser is not None and not self.optimiser.is_plain)
+        """Whether the coordinator has to read what a round began from, or may have to say who went far from there."""
+        steps = self.optimiser is not None and not self.optimiser.is_plain
+        return self.rule.limit is not None or steps or (self.mode == "trusted" and self.quorum > 0)
 
     @property
     def in_turn(self) -> tuple[Pair, ...]:

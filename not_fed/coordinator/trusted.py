@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Protocol
 
 from not_fed import files
-from not_fed.aggregation.robust import Remark
+from not_fed.aggregation.blame import FEWEST, Outlier, score_organs
+from not_fed.aggregation.robust import Contribution, Remark
 from not_fed.aggregation.rules import BadRule
 from not_fed.coordinator.bank import Bank
 from not_fed.coordinator.optimising import Began, take_step
@@ -97,10 +98,7 @@ def aggregate(
     Proved by: tests/journeys/test_federation_trusted.py::test_the_aggregate_is_plain_fedavg,
         tests/attacks/test_poisoned_mean.py
     """
-    work = home.private_folder("work")
-    shutil.rmtree(work)  # left by an attempt that was cut off
-    home.private_folder("work")
-    try:
+    with _workplace(home) as work:
         table = _Table(
             plan=plan, round_number=round_number, bank=bank, opener=home.opener(), roster=roster, work=work, now=now,
             tell=tell,
@@ -130,6 +128,48 @@ def aggregate(
             now=now,
         )
         yield sealed.path, sealed.label
+
+
+def find_outliers(
+    answers: Sequence[Answered],
+    *,
+    plan: FederationPlan,
+    round_number: int,
+    bank: Bank,
+    home: Home,
+    roster: TrustedRoster,
+    now: datetime,
+    start: str | None = None,
+    tell: Tell = lambda code, text, *, site=None: None,
+) -> tuple[Outlier, ...]:
+    """Who stands out among the organs of a round that the sites refused, and by what: for people, decides nothing.
+
+    All organs of the round are opened once more, and lie on disk side by side while they are measured. Arguments as
+    `aggregate`.
+
+    Returns:
+        the farthest first; none of fewer than three organs.
+    Raises:
+        OtherStart; what opening the start raises: where the plan has a quorum it is sealed to the coordinator too.
+        NoSpace: there is no room for all of them.
+    Proved by: tests/attacks/test_votes.py::test_a_refused_round_shows_whose_organ_stands_out
+    """
+    with _workplace(home) as work:
+        table = _Table(
+            plan=plan, round_number=round_number, bank=bank, opener=home.opener(), roster=roster, work=work, now=now,
+            tell=tell,
+        )  # fmt: skip
+        return table.outliers(answers, origin=table.origin(start))
+
+
+@contextmanager
+def _workplace(home: Home) -> Iterator[Path]:
+    """An empty private folder for opened organs, gone after the block."""
+    work = home.private_folder("work")
+    shutil.rmtree(work)  # left by an attempt that was cut off
+    home.private_folder("work")
+    try:
+        yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -188,6 +228,20 @@ class _Table:
         except BadRule as error:  # the filter on norms has left out too many
             raise self._too_few(error.expected, error.got) from None
         return self.work / "aggregate.organ"
+
+    def outliers(self, answers: Sequence[Answered], *, origin: Mapping[str, Place]) -> tuple[Outlier, ...]:
+        """Who stands out, with all organs side by side."""
+        self._check_space(answers)
+        base, organs = find_base(str(self.plan.base)), list[Contribution]()
+
+        def add(answer: Answered) -> None:
+            out = self.work / f"from-{answer.site}.organ"
+            self._open(answer, base=base, out=out)
+            organ = read_organ(out)
+            organs.append(Contribution(name=answer.site, sha256=organ.sha256, tensors=organ.places))
+
+        self._each(answers, add)
+        return score_organs(organs, start=origin).outliers() if len(organs) >= FEWEST else ()
 
     def _each(self, answers: Sequence[Answered], add: Callable[[Answered], None]) -> int:
         """Add each answer's organ, in the same order as a site's own mean; how many could be added."""

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import base64
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from not_fed import canonical
+from not_fed.coordinator.bank import Bank
+from not_fed.coordinator.plan import load_plan
+from not_fed.coordinator.state import Answered
+from not_fed.coordinator.trusted import aggregate, find_outliers
 from not_fed.envelope.receipt import Receipt, sign_receipt
 from not_fed.envelope.verdict import PAPERS_OF_A_SITE, NotCounted, Verdict, VerdictFalse, VoteSuppressed, check_papers
 from not_fed.home import Home
@@ -25,7 +29,7 @@ from not_fed.privacy.release import comparison_noise
 from not_fed.site import voting
 from not_fed.site.votebook import VoteBook, VoteTaken
 from not_fed.site.voting import judge
-from tests.support.federation import SITES, an_organ, tiny_prepared
+from tests.support.federation import SITES, an_organ, seal_as, tiny_prepared
 from tests.support.voting import BAD, CHARGED, GOOD, PUBLIC, Polling, a_job, charges, two_organs, voting_site
 
 
@@ -270,3 +274,47 @@ def test_a_vote_shows_no_number_about_the_records(tmp_path: Path) -> None:
     assert judged.notes["records"] == 16  # control
     assert judged.notes["loss_before"]
     assert Home(job.home.folder).signer().name == payload["site"]
+
+
+def test_a_refused_round_shows_whose_organ_stands_out(tmp_path: Path) -> None:
+    """Own. In mode trusted a site sends an organ that is honest by its papers and nine times as far off, and the sites
+    vote the aggregate down.
+
+    Powers: one of three members, with its keys. Control: where all organs are alike nobody stands out; and what the
+    round began from is opened, so that a site which goes back there is told from those which go on.
+    """
+    prepared = tiny_prepared(tmp_path, mode="trusted")
+    home, now = Home(prepared.coordinator), datetime.now(UTC)
+    bank, plan = Bank(tmp_path / "bank"), load_plan(prepared.coordinator).model_copy(update={"quorum": 2})
+    roster = home.roster(now)
+
+    def answers(*moved: float) -> list[Answered]:
+        found = []
+        for site, add in zip(SITES, moved, strict=True):
+            parcel = seal_as(
+                prepared, site, an_organ(prepared, tmp_path / f"{site}.organ", add=add), to=["coordinator"]
+            )
+            bank.put(parcel.sealed, label=parcel.label, roster=roster, now=now)
+            found.append(Answered(
+                run=prepared.run, round=1, kind="train", site=site, status="sealed", code=None,
+                sealed_sha256=parcel.sha256, size_bytes=len(parcel.sealed), seconds=0.0,
+            ))  # fmt: skip
+        return found
+
+    def outliers(round_answers: list[Answered], start: str | None = None) -> dict[str, str]:
+        found = find_outliers(
+            round_answers, plan=plan, round_number=1, bank=bank, home=home, roster=roster, now=now, start=start
+        )  # fmt: skip
+        return {one.name: one.words for one in found}
+
+    far = answers(9.0, 1.0, 1.2)
+    assert list(outliers(far)) == ["clinic"]
+    assert "times as long as the middle one's" in outliers(far)["clinic"]
+    assert outliers(answers(1.1, 1.0, 1.2)) == {}  # control
+    began = answers(1.0, 1.0, 1.0)
+    with aggregate(
+        began, plan=plan, round_number=1, bank=bank, home=home, roster=roster, signer=home.signer(), now=now
+    ) as (sealed, label):  # fmt: skip
+        start = bank.put(sealed, label=label, roster=roster, now=now).sealed.sha256
+    assert outliers(answers(0.5, 1.3, 1.4), start=start)["clinic"].startswith("it points away")  # control
+    assert not list((prepared.coordinator / "work").glob("*"))
