@@ -100,7 +100,7 @@ def test_two_runs_have_a_plan_each(council: Council) -> None:
     with pytest.raises(PlanExists):
         add_plan(council.of("alice"), plan=GOOD, steward=two, now=NOW)  # the same one, too
     after = remove_plan(council.of("alice"), run="spring", steward=two, now=NOW)
-    assert (after.plans, after.removed_runs) == ({"summer": summer}, {"spring"})
+    assert (after.plans, set(after.removed_runs)) == ({"summer": summer}, {"spring"})
     with pytest.raises(PlanExists, match="spring, which had one"):
         add_plan(council.of("alice"), plan=GOOD, steward=two, now=NOW)
     with pytest.raises(NoSuchPlan):
