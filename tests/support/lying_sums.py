@@ -71,6 +71,13 @@ class Asked:
         """Who does not."""
         return [name for name in self.call.names if name not in self.helpers]
 
+    def sends(self, name: str, upload: tuple[Uploaded, bytes]) -> None:
+        """A site with a modified client sends this instead, and its own ledger agrees."""
+        self.uploads[name] = self.cohort.uploads[name] = upload
+        digest = hashlib.sha256(upload[0].label).hexdigest()
+        with closing(sqlite3.connect(self.cohort.folder / name / LEDGER_FILE)) as database, database:
+            database.execute("UPDATE rounds SET label = ? WHERE call = ?", (digest, self.call.sha256))
+
     def labels(self, names: Iterable[str]) -> list[bytes]:
         """What a coordinator shows of these uploads."""
         return [self.uploads[name][0].label for name in names]
@@ -141,12 +148,14 @@ def remembered(cohort: Cohort, name: str) -> str:
 
 
 @contextmanager
-def refused(cohort: Cohort, *kinds: type[NotFedError], sites: Iterable[str] | None = None) -> Iterator[None]:
+def refused(
+    cohort: Cohort, *kinds: type[NotFedError], sites: Iterable[str] | None = None
+) -> Iterator[pytest.ExceptionInfo[NotFedError]]:
     """The block ends in one of these refusals, and no site's ledger has another word in it then."""
     names = list(cohort.plan.sites if sites is None else sites)
     before = {name: remembered(cohort, name) for name in names}
-    with pytest.raises(kinds):
-        yield
+    with pytest.raises(kinds) as caught:
+        yield caught
     assert {name: remembered(cohort, name) for name in names} == before
 
 
