@@ -23,14 +23,15 @@ from not_fed.trust.log import verify_proof
 from not_fed.trust.log_checkpoint import stored_checkpoint, verify_checkpoint
 from not_fed.trust.log_proof import checkpoint_in, read_consistency, read_proof, write_consistency, write_proof
 from not_fed.trust.log_sources import read_source
-from not_fed.trust.members import read_roster
+from not_fed.trust.members import member_entry, read_roster
 from not_fed.trust.roster import renew_roster, update_roster
 from tests.fuzz.mutations import as_bytes, as_json
 from tests.fuzz.target import NOW, ROSTER_NOW, federation, keeper, scratch
 from tests.support.logs import ORIGIN, leaf
+from tests.support.plans import plans_file, sum_plan
 from tests.support.rosters import Council, forge_draft, signers
 from tests.support.trust import NOW as SUPPORT_NOW
-from tests.support.trust import listing
+from tests.support.trust import Site, days, listing
 from tests.support.vectors import SEALED, Vector
 
 NO_RECALLS = b'{"format":"not-fed.recalls/1","recalls":[]}'
@@ -52,6 +53,27 @@ def run_roster(data: bytes) -> None:
 def run_recalls(data: bytes) -> None:
     roster = read_roster(roster_seed(), data, version=1, expires_at=NOW)
     assert set(roster.recalls) == {entry["organ_sha256"] for entry in json.loads(data)["recalls"]}
+
+
+@cache
+def four_sites_and_hub() -> bytes:
+    made = [Site.make(name).public for name in ("clinic", "hub", "lab", "north", "ward")]
+    entries = [member_entry(each, roles=["author", "relay"], now=NOW, valid_for=days(9)).model_dump() for each in made]
+    return canonical.dumps({"format": "not-fed.roster/1", "federation": "lowlands", "members": entries})
+
+
+def plans_seeds() -> list[bytes]:
+    plans = [sum_plan(), sum_plan(run="summer", blind=True, min_sites=4, max_weight=9, vanish=0)]
+    return [canonical.dumps(plans_file(*(plan.model_dump(mode="json") for plan in plans), removed=["winter"]))]
+
+
+def run_plans(data: bytes) -> None:
+    roster = read_roster(four_sites_and_hub(), NO_RECALLS, data, version=1, expires_at=NOW)
+    for run, plan in roster.plans.items():
+        assert (plan.run, plan.federation) == (run, "lowlands")
+        assert plan.thresholds().min_sites >= plan.collude + 2
+        assert {plan.coordinator, *plan.sites} <= set(roster.members)
+    assert not set(roster.plans) & roster.removed_runs
 
 
 @cache

@@ -27,6 +27,7 @@ from tests.fuzz.folders import (
     draft_seeds,
     log_seeds,
     note_seeds,
+    plans_seeds,
     proof_seeds,
     repository_seeds,
     roster_seed,
@@ -34,6 +35,7 @@ from tests.fuzz.folders import (
     run_draft,
     run_log_folder,
     run_note,
+    run_plans,
     run_proof,
     run_recalls,
     run_repository,
@@ -113,6 +115,7 @@ TARGETS: dict[str, Target] = {target.name: target for target in [
     Target(name="recalls", run=run_recalls, mutate=as_json, cost=3, seeds=lambda: [NO_RECALLS, canonical.dumps(
         {"format": "not-fed.recalls/1",
          "recalls": [{"organ_sha256": "ab" * 32, "reason": "x", "time": "2026-11-25T07:00:00Z"}]})]),
+    Target(name="plans", run=run_plans, seeds=plans_seeds, mutate=as_json, cost=3),
     Target(name="repository", run=run_repository, seeds=repository_seeds, mutate=as_named_json, cost=10),
     Target(name="draft", run=run_draft, seeds=draft_seeds, mutate=as_named_json, cost=10),
     Target(name="draft-signed", run=run_signed_draft, seeds=signed_draft_seeds, mutate=as_json, cost=10),

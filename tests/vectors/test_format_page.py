@@ -27,6 +27,7 @@ from not_fed.keys.dsse import pae
 from not_fed.keys.signing import FileSigner, key_fingerprint
 from not_fed.trust import recall
 from not_fed.trust.members import CLOCK_SKEW, MemberEntry
+from not_fed.trust.plans import SumPlan
 from tests.support import second_age, second_json, second_reader, second_writer
 from tests.support.typage import HERE
 
@@ -133,9 +134,11 @@ def test_the_pages_types_of_lines_are_the_codes() -> None:
     assert f"type `{identity.LOG_KEYS_TYPE}`" in PAGE
 
 
-def test_the_page_lists_every_field_of_a_member_and_of_an_identity() -> None:
+def test_the_page_lists_every_field_of_a_member_a_plan_and_an_identity() -> None:
     member = {name for row in table(section("Roster")) for name in re.findall(r"`(\w+)`", row[0])}
     assert member == set(MemberEntry.model_fields)
+    plan = {name for row in table(section("Plans")) for name in re.findall(r"`(\w+)`", row[0])}
+    assert plan == set(SumPlan.model_fields)
     text = PAGE.partition("\n### Identity\n")[2].partition("\n##")[0]
     said = {name for row in table(text) for name in re.findall(r"`(\w+)`", row[0])}
     line = identity.sign_identity(FileSigner.generate("clinic"), seal=HybridIdentity(SEED).recipient, now=NOW)
