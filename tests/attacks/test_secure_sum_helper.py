@@ -17,9 +17,9 @@ from not_fed.aggregation.secure import ServerSum, masks
 from not_fed.aggregation.secure.ring import TAIL_WORDS
 from not_fed.aggregation.secure.server import BadVector, MasksRemain, SumImplausible, TooFewShares
 from not_fed.envelope.dsse import BadSignature, MalformedSigned
-from not_fed.envelope.summing import BadSumPaper
+from not_fed.envelope.summing import VECTOR_HEAD, BadSumPaper
 from not_fed.errors import NotFedError
-from tests.support.lying_sums import Asked, is_noise, opened, partial_by_hand, resigned
+from tests.support.lying_sums import Asked, framed, is_noise, opened, partial_by_hand, resigned, words_of
 from tests.support.sums import NAMES, Cohort, Party, new_party, plan_of
 from tests.support.trust import payload_of
 
@@ -66,7 +66,7 @@ def test_only_helpers_have_a_partial_sum(asked: Asked) -> None:
 
     Powers: signs any partial sum in its own name. Control: the helpers' are taken.
     """
-    words = bytes(len(asked.uploads["a"][1]))
+    words = VECTOR_HEAD + bytes(4 * (40 + TAIL_WORDS))
     for name in asked.others:
         statement = partial_by_hand(asked, name, asked.server(), words)
         not_taken(asked, name, (statement, words), BadSumPaper)
@@ -91,7 +91,14 @@ def test_a_partial_sum_is_the_signed_bytes(asked: Asked) -> None:
     """
     first = asked.helpers[0]
     statement, words = asked.help(first, ALL)
-    for wrong in (b"", words[:-4], words + bytes(4), bytes([words[0] ^ 1]) + words[1:], words[::-1], bytes(len(words))):
+    for wrong in (
+        b"",
+        words[:-4],
+        words + bytes(4),
+        words[:16] + bytes([words[16] ^ 1]) + words[17:],
+        words[::-1],
+        VECTOR_HEAD + bytes(len(words) - 16),
+    ):
         not_taken(asked, first, (statement, wrong), BadVector)
     short = partial_by_hand(asked, first, asked.server(), words[:-4])
     not_taken(asked, first, (short, words[:-4]), BadVector)
@@ -125,7 +132,7 @@ def test_garbage_from_a_helper_gives_no_sum(asked: Asked) -> None:
     asked.copy(asked.cohort.folder.parent / "honest").opens()
     server = asked.server()
     first, *others = asked.helpers
-    garbage = np.random.default_rng(2).bytes(len(asked.uploads["a"][1]))
+    garbage = VECTOR_HEAD + np.random.default_rng(2).bytes(4 * (40 + TAIL_WORDS))
     add(server, first, (partial_by_hand(asked, first, server, garbage), garbage))
     for name in others:
         add(server, name, asked.help(name, ALL))
@@ -140,13 +147,13 @@ def test_garbage_that_spares_the_check_words_is_signed_garbage(asked: Asked) -> 
     little passes and is left to the vote, and the column's seeds, revealed, prove whose signed vector is wrong.
     """
     first, *others = asked.helpers
-    right = np.frombuffer(asked.help(first, ALL)[1], dtype="<u4")
+    right = words_of(asked.help(first, ALL)[1])
     for noise, plausible in ((1 << 31, False), (1000, True)):
         wrong = right.copy()
         wrong[:-TAIL_WORDS] += np.random.default_rng(3).integers(0, noise, len(wrong) - TAIL_WORDS, dtype=np.uint32)
         server = asked.server()
-        statement = partial_by_hand(asked, first, server, wrong.tobytes())
-        add(server, first, (statement, wrong.tobytes()))
+        statement = partial_by_hand(asked, first, server, framed(wrong))
+        add(server, first, (statement, framed(wrong)))
         for name in others:
             add(server, name, asked.help(name, ALL))
         if not plausible:
@@ -323,7 +330,7 @@ def test_a_helper_sees_no_more_than_its_own_masks(asked: Asked) -> None:
     an upload is noise; with the seeds of all helpers it would be the update.
     """
     for name in ALL:
-        vector = np.frombuffer(asked.uploads[name][1], dtype="<u4").copy()
+        vector = words_of(asked.uploads[name][1])
         for place, helper in enumerate(asked.helpers, start=1):
             seed = opened(asked, helper, name).seed
             assert seed is not None

@@ -39,6 +39,7 @@ from tests.support.lying_sums import (
     partial_by_hand,
     refused,
     resigned,
+    words_of,
 )
 from tests.support.sums import NAMES, NOTHING_CLAIMED, Cohort, Party, new_party, plan_of, roster_of
 from tests.support.trust import edited, payload_of
@@ -622,9 +623,9 @@ def test_a_helper_that_answered_may_be_called_lost(asked: Asked) -> None:
         server.add_shares(name, statement=asked.reveal(name, ALL, missing))
     with_masks = server._total.copy()
     total = server.finish()
-    assert np.array_equal(with_masks - total.words, np.frombuffer(answered, dtype=total.words.dtype))
+    assert np.array_equal(with_masks - total.words, words_of(answered))
     for name in ALL:  # a single vector without its masks of the open column is still under the others
-        own = np.frombuffer(asked.uploads[name][1], dtype=total.words.dtype)
+        own = words_of(asked.uploads[name][1])
         assert is_noise(own[:-TAIL_WORDS])
     for name in ALL:
         with refused(asked.cohort, OtherSet, sites=[name]):

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from not_fed import canonical
 from not_fed.aggregation.secure import Ring, ServerSum, Uploaded, capsules, masks, shamir
 from not_fed.aggregation.secure.ledger import LEDGER_FILE
-from not_fed.aggregation.secure.ring import TAIL_WORDS
+from not_fed.aggregation.secure.ring import CHECK_WORDS, TAIL_WORDS
 from not_fed.envelope.summing import (
     PARTIAL_TYPE,
     SHARES_TYPE,
     UPLOAD_TYPE,
+    VECTOR_HEAD,
     Partial,
     SumCall,
     Upload,
@@ -221,7 +222,7 @@ class ByHand:
         if self.blind is not None:
             stream = masks.MaskStream(masks.blind_key(self.blind, call_sha256=call, uploader=self.name))
             stream.add(vector[: len(self.words)])
-            stream.add(vector[len(self.words) + 4 :])
+            stream.add(vector[len(self.words) + CHECK_WORDS :])
         shares = self.shares()
         sealed = {
             name: capsules.seal(
@@ -237,7 +238,7 @@ class ByHand:
 
     def sign(self, vector: NDArray[Any], sealed: Mapping[str, bytes], **changes: Any) -> tuple[Uploaded, bytes]:  # noqa: ANN401
         """The label for that vector and those capsules."""
-        call, digest = self.call.sha256, hashlib.sha256(vector.tobytes()).hexdigest()
+        call, digest = self.call.sha256, hashlib.sha256(framed(vector)).hexdigest()
         fields: dict[str, Any] = {
             "call_sha256": call, "sender": self.name, "vector_sha256": digest, "contribution": NOTHING_CLAIMED,
             "capsules": {name: hashlib.sha256(data).hexdigest() for name, data in sealed.items()},
@@ -250,7 +251,17 @@ class ByHand:
             ),
         }  # fmt: skip
         label = sign_paper(Upload(**fields | changes), signer=self.party.signer)
-        return Uploaded(label=label, capsules=dict(sealed), vector_sha256=digest, clipped=0), vector.tobytes()
+        return Uploaded(label=label, capsules=dict(sealed), vector_sha256=digest, clipped=0), framed(vector)
+
+
+def framed(words: NDArray[Any]) -> bytes:
+    """Words as they travel."""
+    return VECTOR_HEAD + words.tobytes()
+
+
+def words_of(vector: bytes) -> NDArray[np.uint32]:
+    """The words of a vector that came, to be changed."""
+    return np.frombuffer(vector, dtype="<u4", offset=len(VECTOR_HEAD)).astype(np.uint32)
 
 
 def public_of(key_line: bytes) -> bytes:
