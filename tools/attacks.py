@@ -36,7 +36,7 @@ SUBJECTS = {  # attacks beyond the list: by the file that they are in
     "The organ inside": "tensor_header organ_payload", "The roster": "roster ceremony draft members stewards",
     "Log and recall": "log logged recall", "Keys": "keys", "Files and folders": "inputs filesystem disk known_digest",
     "The command": "command terminal", "The privacy budget": "ledger site_account",
-    "The federation": "curious_server federation flower poisoned site",
+    "The federation": "curious_server federation flower poisoned site votes",
     "Between machines": "gateway bank bundle enrolment file_drop",
 }  # fmt: skip
 OWN_CHAPTERS = {subject: title for title, subjects in SUBJECTS.items() for subject in subjects.split()}
