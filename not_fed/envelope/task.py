@@ -179,6 +179,8 @@ class Task(Statement):
             "one organ of each sender and round": len({(ref.sender, ref.round) for ref in self.parcels})
             == len(self.parcels),
             "one round of each span": len({self.span_of(number) for number in counted}) == len(counted),
+            "in mode bank, where no round is rolled back, each span's newest round": self.mode != "bank"
+            or counted == self._newest(latest),
             "an end after its beginning, in at most 30 days": timedelta(0)
             < self.expires - self.issued
             <= _MAX_VALIDITY,
@@ -219,6 +221,11 @@ class Task(Statement):
     def span_of(self, round_number: int) -> tuple[int, int]:
         """The layers that a round of this run trains."""
         return self.spans[(round_number - 1) % len(self.spans)]
+
+    def _newest(self, latest: int) -> set[int]:
+        """The newest round of each span among the rounds up to `latest`."""
+        numbers = range(max(1, latest - len(self.spans) + 1), latest + 1)
+        return set({self.span_of(number): number for number in numbers}.values())
 
     def terms(self) -> dict[str, Any]:
         """What must not change from one task of a run to the next."""

@@ -24,6 +24,8 @@ Perplexities = dict[str, dict[str, dict[str, float]]]
 def evaluate(results: Sequence[SimulationResult], *, progress: Progress = silent) -> Perplexities:
     """Perplexity of the base, of each site's own last organ and of the aggregate, on every site's held-out records.
 
+    Where spans take turns, the aggregate is a body of one organ of each span, and a site's organ is measured in it.
+
     Args:
         results: one or more runs of the same federation, on the same held-out records.
     Returns:
@@ -32,21 +34,23 @@ def evaluate(results: Sequence[SimulationResult], *, progress: Progress = silent
     """
     from not_fed.organ.evaluate import Evaluator  # torch; a coordinator imports this package without it
 
-    models: dict[str, Path | None] = {"base": None}
+    models: dict[str, Sequence[Path]] = {"base": ()}
     for result in results:
         prefix = f"{result.prepared.run}/" if len(results) > 1 else ""
-        models |= {f"{prefix}{site}": organ for site, organ in result.last_own.items()}
-        if result.aggregate is not None:
-            models[f"{prefix}aggregate"] = result.aggregate
+        models |= {f"{prefix}{site}": organs for site, organs in result.own_bodies.items()}
+        if result.body:
+            models[f"{prefix}aggregate"] = result.body
     found: dict[str, dict[str, Perplexity]] = {model: {} for model in models}
     prepared = results[0].prepared
+    spans = [span for result in results for span in result.prepared.spans]
+    covered = Span(min(start for start, _ in spans), max(stop for _, stop in spans))
     for domain, path in prepared.held_out.items():
         records = read_records(path, text_field=prepared.text_fields[domain])
         evaluator = Evaluator(
-            prepared.base, records=records, span=Span(*prepared.span), max_tokens=prepared.max_tokens, progress=progress
+            prepared.base, records=records, span=covered, max_tokens=prepared.max_tokens, progress=progress
         )
-        for done, (model, organ) in enumerate(models.items(), start=1):
-            found[model][domain] = evaluator.perplexity(organ)
+        for done, (model, organs) in enumerate(models.items(), start=1):
+            found[model][domain] = evaluator.perplexity(organs)
             progress(f"perplexity on {domain}", done=done, total=len(models))
     return {model: _with_mean(by_domain) for model, by_domain in found.items() if by_domain}
 
@@ -106,6 +110,7 @@ def _run(result: SimulationResult) -> dict[str, Any]:
             site: {str(number): str(path) for number, path in rounds.items()} for site, rounds in result.own.items()
         },
         "aggregate": None if result.aggregate is None else str(result.aggregate),
+        "body": [str(organ) for organ in result.body],
     }
 
 

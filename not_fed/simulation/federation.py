@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from not_fed import settings
+from not_fed.coordinator.plan import OptimiserTable
 from not_fed.envelope.task import Training
 from not_fed.organ.anatomy import BadSpan, Span
 from not_fed.settings import Name, Settings
@@ -30,13 +31,29 @@ SpanText = Annotated[tuple[int, int], BeforeValidator(_span)]
 
 
 class FederationTable(Settings):
-    """What all runs share."""
+    """What all runs share.
+
+    Attributes:
+        span, spans: the layers that are trained; with several spans, another one each round, in turn.
+    """
 
     name: Name
     base: str
-    span: SpanText
+    span: SpanText | None = None
+    spans: list[SpanText] = Field(default=[], max_length=64)
     mode: Literal["bank", "trusted"] = "bank"
     rounds: int = Field(default=1, ge=1, le=10_000)
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> Self:
+        if (self.span is None) == (not self.spans):
+            raise ValueError("have either span or spans")
+        return self
+
+    @property
+    def in_turn(self) -> tuple[tuple[int, int], ...]:
+        """The spans of the rounds, in turn."""
+        return tuple(self.spans) if self.span is None else (self.span,)
 
 
 class TrainingTable(Settings):
@@ -48,6 +65,7 @@ class TrainingTable(Settings):
     max_tokens: int = Field(default=256, ge=2)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
+    proximal: float = Field(default=0.0, ge=0, le=1e6)
 
     def as_task(self) -> Training:
         """For the coordinator's plan."""
@@ -83,6 +101,7 @@ class RunTable(Settings):
     rounds: int | None = Field(default=None, ge=1)
     lr: float | None = Field(default=None, gt=0, le=1)
     epochs: int | None = Field(default=None, ge=1)
+    proximal: float | None = Field(default=None, ge=0, le=1e6)
 
 
 class SiteTable(Settings):
@@ -114,6 +133,7 @@ class FederationFile(Settings):
     federation: FederationTable
     training: TrainingTable = TrainingTable()
     privacy: PrivacyTable | None = None
+    optimiser: OptimiserTable | None = None
     data: DataTable = DataTable()
     runs: list[RunTable] = Field(default=[RunTable(name="run")], min_length=1)
     sites: list[SiteTable] = Field(min_length=2, max_length=250)
@@ -139,7 +159,8 @@ class FederationFile(Settings):
 
     def training_of(self, run: RunTable) -> Training:
         """The run's training."""
-        changed = {name: value for name, value in (("lr", run.lr), ("epochs", run.epochs)) if value is not None}
+        wanted = {"lr": run.lr, "epochs": run.epochs, "proximal": run.proximal}
+        changed = {name: value for name, value in wanted.items() if value is not None}
         return self.training.model_copy(update=changed).as_task()
 
     def run(self, name: str | None = None) -> RunTable:

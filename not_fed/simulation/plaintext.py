@@ -12,7 +12,7 @@ import base64
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,23 +95,28 @@ def _base64(data: bytes) -> Iterator[bytes]:
         yield text[(0, 2, 3)[shift] : len(text) - 4]
 
 
+Tensors = Mapping[str, NDArray[np.float32]]
+
+
 def tensor_windows(
-    organs: Iterable[Path], *, base: Mapping[str, NDArray[np.float32]] | None, into: Windows, rows: int = 6
+    organs: Iterable[Path], *, base: Tensors | Callable[[Path], Tensors] | None, into: Windows, rows: int = 6
 ) -> None:
     """Windows of many rows of every tensor, as numbers of each width and as differences to the base.
 
     Args:
         organs: organ files (safetensors).
-        base: the same span of the base, float32, by organ tensor name; None searches no differences.
+        base: the same span of the base, float32, by organ tensor name; where organs are of several spans, what gives it
+            for each; None searches no differences.
         rows: places per tensor, evenly spread, the first and the last among them.
     """
     for path in organs:
+        before = base(path) if callable(base) else base
         for name, tensor in read_float32(path).items():
             for start in _starts(tensor.size, count=rows):
                 piece = tensor[start : start + TENSOR_WINDOW]
                 _numbers("organ", piece, into)
-                if base is not None and name in base:
-                    _numbers("difference", piece - base[name][start : start + TENSOR_WINDOW], into)
+                if before is not None and name in before:
+                    _numbers("difference", piece - before[name][start : start + TENSOR_WINDOW], into)
 
 
 def _starts(size: int, *, count: int) -> list[int]:
@@ -205,7 +210,7 @@ def search_plaintext(
     messages: Iterable[bytes] = (),
     texts: Iterable[str],
     organs: Iterable[Path],
-    base: Mapping[str, NDArray[np.float32]] | None,
+    base: Tensors | Callable[[Path], Tensors] | None,
     keys: Iterable[bytes],
 ) -> PlaintextCheck:
     """Search folders and messages for text, organs and keys, and prove that the search can find each.

@@ -39,6 +39,7 @@ class Prepared:
     Attributes:
         folder: holds `coordinator` and `sites/<name>`, each a home.
         run: the run's name inside the federation.
+        spans: the layers of the rounds, in turn.
         held_out: site -> records to evaluate on, where there are any; they lie in the site's home.
     """
 
@@ -47,10 +48,19 @@ class Prepared:
     mode: str
     rounds: int
     base: Base
-    span: tuple[int, int]
+    spans: tuple[tuple[int, int], ...]
     max_tokens: int
     text_fields: Mapping[str, str]
     held_out: Mapping[str, Path]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The layers of the first round; of every round, unless spans take turns."""
+        return self.spans[0]
+
+    def span_of(self, round_number: int) -> tuple[int, int]:
+        """The layers that a round trains."""
+        return self.spans[(round_number - 1) % len(self.spans)]
 
     @property
     def coordinator(self) -> Path:
@@ -103,7 +113,7 @@ def prepare(
         mode=fields["mode"],
         rounds=fields["rounds"],
         base=base,
-        span=federation.federation.span,
+        spans=federation.federation.in_turn,
         max_tokens=federation.training.max_tokens,
         text_fields={site.name: site.text_field for site in federation.sites},
         held_out={
@@ -184,7 +194,7 @@ def _policy(federation: FederationFile, run: RunTable, site: SiteTable, base: Ba
         "text_field": site.text_field,
         "base": str(base.folder),
         "base_sha256": base.sha256,
-        "spans": [list(federation.federation.span)],
+        "spans": [list(span) for span in dict.fromkeys(federation.federation.in_turn)],
         "modes": [federation.mode_of(run)],
         "max_rounds": federation.rounds_of(run),
         "max_epochs": float(training.epochs),
@@ -208,16 +218,23 @@ def _plan(federation: FederationFile, run: RunTable, base: Base) -> dict[str, An
         "sites": [site.name for site in federation.sites],
         "rounds": federation.rounds_of(run),
         "base_sha256": base.sha256,
-        "span": list(federation.federation.span),
+        **_spans(federation),
         "weights": {site.name: site.weight for site in federation.sites},
         "round_timeout_s": PATIENCE_S,
         "training": federation.training_of(run).model_dump(),
     }
     if plan["mode"] == "trusted":
         plan["base"] = str(base.folder)
+    if federation.optimiser is not None:
+        plan["optimiser"] = federation.optimiser.model_dump(exclude_none=True)
     if run.epsilon is not None and federation.privacy is not None:
         plan["privacy"] = {"epsilon": run.epsilon, "delta": federation.privacy.delta}
     return plan
+
+
+def _spans(federation: FederationFile) -> dict[str, Any]:
+    table = federation.federation
+    return {"spans": [list(span) for span in table.spans]} if table.span is None else {"span": list(table.span)}
 
 
 def _write_settings(path: Path, model: type[SitePolicy] | type[FederationPlan], fields: Mapping[str, Any]) -> None:

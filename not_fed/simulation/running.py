@@ -14,6 +14,8 @@ from flwr.app import Message
 from not_fed.coordinator.bank import Bank
 from not_fed.coordinator.kept_log import log_folder
 from not_fed.coordinator.state import CoordinatorState
+from not_fed.envelope.dsse import parse_statement
+from not_fed.envelope.task import MAX_TASK_BYTES, TASK_TYPE, Task
 from not_fed.processes.bundle import load_app
 from not_fed.progress import Progress, current, silent
 from not_fed.simulation.grid import LocalGrid, Tap, server_context
@@ -50,6 +52,7 @@ class SimulationResult:
     Attributes:
         own: site -> its organ of each round, by round; a site that was lost has none for that round.
         aggregates: site -> the aggregate of each round as this site has it.
+        kept: the rounds whose aggregates were kept in the end, one of each span.
         notes: site -> its own notes on each task: losses, tokens, seconds, epsilon.
         answers: every answer that the coordinator counted or refused.
         stored: kind of file that the server stored -> {"count", "bytes"}.
@@ -60,6 +63,7 @@ class SimulationResult:
     engine: Engine
     own: Mapping[str, Mapping[int, Path]]
     aggregates: Mapping[str, Mapping[int, Path]]
+    kept: tuple[int, ...]
     deliveries: list[Delivery]
     notes: Mapping[str, list[dict[str, Any]]]
     answers: list[dict[str, Any]]
@@ -100,9 +104,34 @@ class SimulationResult:
 
     @property
     def aggregate(self) -> Path | None:
-        """The last round's aggregate, from the first site that has it (they are the same everywhere)."""
-        last = self.prepared.rounds
-        return next((rounds[last] for _, rounds in sorted(self.aggregates.items()) if last in rounds), None)
+        """The newest aggregate that was kept, from the first site that has it (they are the same everywhere)."""
+        return self._aggregate_of(max(self.kept, default=0))
+
+    @property
+    def body(self) -> tuple[Path, ...]:
+        """The newest kept aggregate of every span: what the run came to."""
+        found = (self._aggregate_of(number) for number in self.kept)
+        return tuple(organ for organ in found if organ is not None)
+
+    @property
+    def own_bodies(self) -> dict[str, tuple[Path, ...]]:
+        """Site -> its own last organ, with the kept aggregates of the other spans in their layers."""
+        return {
+            site: (
+                organs[last],
+                *(
+                    organ
+                    for number in self.kept
+                    if self.prepared.span_of(number) != self.prepared.span_of(last)
+                    and (organ := self._aggregate_of(number)) is not None
+                ),
+            )
+            for site, organs in self.own.items()
+            if organs and (last := max(organs))
+        }
+
+    def _aggregate_of(self, number: int) -> Path | None:
+        return next((rounds[number] for _, rounds in sorted(self.aggregates.items()) if number in rounds), None)
 
 
 def run(
@@ -162,6 +191,7 @@ def collect(prepared: Prepared, *, engine: Engine, seconds: float) -> Simulation
         engine=engine,
         own=own,
         aggregates=aggregates,
+        kept=_kept(prepared, coordinator),
         deliveries=_deliveries(prepared, coordinator, states),
         notes={site: state.results(prepared.run) for site, state in states.items()},
         answers=[
@@ -171,6 +201,16 @@ def collect(prepared: Prepared, *, engine: Engine, seconds: float) -> Simulation
         stored=_stored(prepared, coordinator),
         seconds=seconds,
     )
+
+
+def _kept(prepared: Prepared, coordinator: CoordinatorState) -> tuple[int, ...]:
+    """The rounds whose organs the coordinator's last task names, so far as the run has come."""
+    tasks = [
+        parse_statement(line, Task, payload_type=TASK_TYPE, where="task", max_bytes=MAX_TASK_BYTES)[1]
+        for line in coordinator.tasks(prepared.run)
+    ]
+    final = next((task for task in tasks if task.kind == "receive"), None)
+    return () if final is None else tuple(sorted({ref.round for ref in final.parcels}))
 
 
 def _rounds(prepared: Prepared) -> range:

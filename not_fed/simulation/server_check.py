@@ -18,6 +18,7 @@ from not_fed.age.bech32 import decode
 from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import Base
 from not_fed.organ.data import read_records
+from not_fed.organ.organ import read_organ
 from not_fed.simulation.plaintext import PlaintextCheck, search_plaintext
 from not_fed.simulation.running import SimulationResult
 from not_fed.site.policy import load_policy
@@ -57,7 +58,7 @@ def check_server(result: SimulationResult, *, recorded: Path | None = None) -> P
         [prepared.coordinator, *([] if recorded is None else [recorded])],
         texts=_texts(prepared.sites),
         organs=organs,
-        base=base_tensors(prepared.base, Span(*prepared.span)),
+        base=lambda organ: base_tensors(prepared.base, read_organ(organ).span),
         keys=(secret for home in prepared.sites.values() for secret in site_secrets(home)),
     )
 

@@ -95,7 +95,7 @@ def take_candidate(job: Job, parcels: Sequence[Parcel]) -> Path:
 
 
 def _is_candidate(job: Job, ref: ParcelRef) -> bool:
-    return job.task.kind == "vote" and ref.round == job.task.round
+    return ref in job.task.candidates
 
 
 def _bring(job: Job, ref: ParcelRef, parcels: Mapping[str, Parcel]) -> Path | None:

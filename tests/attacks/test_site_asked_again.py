@@ -58,8 +58,11 @@ class Asked:
             self.stewards.revoke(REVOKED)
 
     def refs(self, *parcels: Parcel, weight: float = 1.0) -> tuple[Any, ...]:
-        senders = [parse_label(parcel.label)[1].sender for parcel in parcels]
-        return tuple(ref(sender, parcel, weight=weight) for sender, parcel in zip(senders, parcels, strict=True))
+        labels = [parse_label(parcel.label)[1] for parcel in parcels]
+        return tuple(
+            ref(label.sender, parcel, round_number=label.round, weight=weight)
+            for label, parcel in zip(labels, parcels, strict=True)
+        )
 
     def ask(self, round_number: int, *, bring: Any = (), **changes: Any) -> Any:  # noqa: ANN401
         task = a_task(self.prepared, **{"round": round_number, "privacy": self._privacy, **changes})

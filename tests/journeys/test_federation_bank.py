@@ -263,9 +263,8 @@ def test_a_replayed_parcel_is_refused(prepared: Prepared) -> None:
     # the coordinator itself plays round 1's organ again as round 2's: named, left out, the others count
     new = parcel_in(answer)
     fresh = a_parcel(prepared, "hospice", round_number=2)
-    last = a_task(
-        prepared, round=2, kind="receive", parcels=(ref("clinic", new), ref("hospice", fresh), ref("ward", old))
-    )
+    refs = tuple(ref(site, one, round_number=2) for site, one in (("clinic", new), ("hospice", fresh), ("ward", old)))
+    last = a_task(prepared, round=2, kind="receive", parcels=refs)
     got = ask(prepared, "clinic", signed(prepared, last), [fresh, old])
     assert refusal(got) is None
     assert list(got["answer"]["left-out"]) == [f"{old.sha256} other-round"]  # type: ignore[arg-type]

@@ -129,6 +129,7 @@ def a_task(prepared: Prepared, **changes: object) -> Task:
         "kind": "train",
         "base_sha256": prepared.base.sha256,
         "span": SPAN,
+        "spans": (SPAN,),
         "training": Training(lr=1e-2, epochs=1, batch_tokens=64, max_tokens=32),
         "privacy": None,
         "sites": tuple(prepared.sites),
@@ -139,6 +140,8 @@ def a_task(prepared: Prepared, **changes: object) -> Task:
         "expires": now + timedelta(days=1),
         "roster_version": 1,
     }
+    if "span" in changes:
+        fields["spans"] = (changes["span"],)
     return Task(**{**fields, **changes})
 
 
@@ -147,9 +150,11 @@ def signed(prepared: Prepared, task: Task, *, by: Path | None = None) -> bytes:
     return sign_task(task, signer=Home(by or prepared.coordinator).signer())
 
 
-def ref(site: str, parcel: Parcel, *, weight: float = 1.0) -> ParcelRef:
+def ref(site: str, parcel: Parcel, *, round_number: int = 1, weight: float = 1.0) -> ParcelRef:
     """How a task names a parcel."""
-    return ParcelRef(sender=site, round=1, sealed_sha256=parcel.sha256, size_bytes=len(parcel.sealed), weight=weight)
+    return ParcelRef(
+        sender=site, round=round_number, sealed_sha256=parcel.sha256, size_bytes=len(parcel.sealed), weight=weight
+    )
 
 
 PRIVACY = ProposedPrivacy(epsilon=8.0, delta=1e-5)

@@ -45,7 +45,7 @@ def test_a_run_waits_until_a_person_agrees_to_its_terms(prepared: Prepared) -> N
         assert refusal(ask(prepared, "clinic", line)) == "approval-awaited"
     assert not (home / "organs").exists()
     (asked,) = waiting(home)
-    assert (asked.run, asked.round, asked.terms["span"]) == (prepared.run, 0, [1, 3])
+    assert (asked.run, asked.round, asked.terms["spans"]) == (prepared.run, 0, [[1, 3]])
     approve(home, asked, now=now())
     assert waiting(home) == []
     assert refusal(ask(prepared, "clinic", line)) is None

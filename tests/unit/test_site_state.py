@@ -38,6 +38,7 @@ FIELDS: dict[str, Any] = {
     "kind": "train",
     "base_sha256": "ab" * 32,
     "span": (1, 3),
+    "spans": ((1, 3),),
     "training": Training(lr=1e-3, epochs=2, batch_tokens=64, max_tokens=32),
     "privacy": ProposedPrivacy(epsilon=4.0, delta=1e-5),
     "sites": ("clinic", "ward"),
@@ -48,7 +49,7 @@ FIELDS: dict[str, Any] = {
     "expires": LATER,
     "roster_version": 1,
 }
-REF = {"sealed_sha256": "aa" * 32, "size_bytes": 1, "weight": 1.0}
+REF = {"round": 1, "sealed_sha256": "aa" * 32, "size_bytes": 1, "weight": 1.0}
 
 
 def task(number: int = 0, **changes: object) -> Task:
@@ -56,7 +57,7 @@ def task(number: int = 0, **changes: object) -> Task:
 
 
 def last_task(number: int) -> Task:
-    parcels = ({"sender": "ward", **REF},)
+    parcels = ({"sender": "ward", **REF, "round": 2},)
     return task(number, round=2, kind="receive", parcels=parcels)
 
 
@@ -148,7 +149,8 @@ def test_a_run_that_ended_here_stays_ended_under_a_newer_roster(tmp_path: Path) 
     "changes",
     [
         {"rounds": 9},
-        {"span": (0, 2)},
+        {"span": (0, 2), "spans": ((0, 2),)},
+        {"span": (0, 1), "spans": ((1, 3), (0, 1))},
         {"privacy": None},
         {"privacy": ProposedPrivacy(epsilon=1.0, delta=1e-5)},
         {"sites": ("clinic", "ward", "lab"), "recipients": ("clinic", "ward", "lab")},
@@ -212,6 +214,15 @@ def test_the_prefix_cache_is_ciphertext_and_private(tmp_path: Path) -> None:
     assert PrefixCache(path.parent, opener=thief).load("k") is None
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert cache.load("k") is None
+
+
+def test_the_prefix_cache_keeps_one_prefix_a_place(tmp_path: Path) -> None:
+    """Where a layer below has changed, the prefix that was there before is of no use to anybody."""
+    cache = PrefixCache(tmp_path, opener=Opener(name="clinic", identity=HybridIdentity(os.urandom(32))))
+    for key in ("20-aa", "26-bb", "20-cc"):
+        cache.save(key, {"hidden": torch.ones(1)})
+    assert [key for key in ("20-aa", "26-bb", "20-cc") if cache.load(key) is not None] == ["26-bb", "20-cc"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["20-cc.age", "26-bb.age"]
 
 
 def test_prefixes_of_other_runs_are_forgotten(tmp_path: Path) -> None:

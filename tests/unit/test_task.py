@@ -33,6 +33,7 @@ from not_fed.keys import Steward, dsse
 from not_fed.trust.roster import TrustedRoster, create_roster, load_roster
 from tests.support.trust import NOW, Site
 
+TURNS = ((1, 3), (0, 1))
 HUB, CLINIC, STRANGER = Site.make("hub"), Site.make("clinic"), Site.make("stranger")
 FIELDS: dict[str, Any] = {
     "v": 1,
@@ -45,6 +46,7 @@ FIELDS: dict[str, Any] = {
     "kind": "train",
     "base_sha256": "ab" * 32,
     "span": (1, 3),
+    "spans": ((1, 3),),
     "training": Training(lr=1e-3, epochs=2, batch_tokens=64, max_tokens=32),
     "privacy": None,
     "sites": ("clinic", "ward"),
@@ -70,8 +72,8 @@ def task(**changes: object) -> Task:
     return Task(**{**FIELDS, **changes})
 
 
-def parcel(sender: str, digest: str) -> ParcelRef:
-    return ParcelRef(sender=sender, round=1, sealed_sha256=digest * 32, size_bytes=1, weight=1.0)
+def parcel(sender: str, digest: str, *, round_number: int = 1) -> ParcelRef:
+    return ParcelRef(sender=sender, round=round_number, sealed_sha256=digest * 32, size_bytes=1, weight=1.0)
 
 
 def code_of(call: Callable[[], object]) -> str:
@@ -129,14 +131,31 @@ def test_a_signed_task_of_another_shape_is_refused(roster: TrustedRoster, change
         {"parcels": (parcel("clinic", "aa"),)},
         {"round": 2, "parcels": (parcel("clinic", "aa"), parcel("clinic", "bb"))},
         {"round": 2, "parcels": (parcel("clinic", "aa"), parcel("ward", "aa"))},
+        {"spans": ((1, 3), (2, 4))},
+        {"round": 2, "spans": ((1, 3), (0, 1))},
+        {"rounds": 4, "round": 4, "spans": ((1, 3),), "parcels": (parcel("clinic", "aa"),)},
+        {"rounds": 4, "round": 3, "spans": TURNS, "parcels": (parcel("clinic", "aa"),)},
+        {
+            "rounds": 4, "round": 4, "span": (0, 1), "spans": TURNS,
+            "parcels": (parcel("clinic", "aa"), parcel("clinic", "bb", round_number=2)),
+        },
         {"recipients": ("clinic", "ward", "lab")},
         {"mode": "trusted"},
         {"expires": NOW + timedelta(days=31)},
     ],
-)
+)  # fmt: skip
 def test_a_task_that_contradicts_itself_cannot_be_made(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         task(**changes)
+
+
+def test_spans_take_turns_and_each_ones_newest_round_comes_with_a_task() -> None:
+    """Rounds 1 to 4 train two spans in turn; with round 4 come the organs of round 3 and of round 2."""
+    two, three = parcel("clinic", "bb", round_number=2), parcel("clinic", "cc", round_number=3)
+    fourth = task(rounds=4, round=4, span=(0, 1), spans=TURNS, parcels=(two, three))
+    assert [fourth.span_of(number) for number in range(1, 5)] == [(1, 3), (0, 1), (1, 3), (0, 1)]
+    last = task(rounds=3, round=3, kind="receive", spans=TURNS, parcels=(two, three))
+    assert last.terms()["spans"] == [[1, 3], [0, 1]]
 
 
 def greeting(**changes: object) -> Greeting:
