@@ -104,6 +104,37 @@ def crypto_command(
     say(f"{result['size_mb']} MB on {result['filesystem']}, {result['repeats']} turns; {result['machine']['cpu']}")
 
 
+@group.command("aggregation")
+def aggregation_command(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="4 sites and few numbers: its shape, not its numbers, in half a minute.")
+    ] = False,
+    repeats: Annotated[int | None, typer.Option("--repeats", min=1, help="Turns. [default: 5]")] = None,
+    folder: Annotated[Path | None, typer.Option("--folder", help="Where temporary files go: up to 6 GB.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON object here.")] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="Also write a PNG here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The secure sum beside Flower's SecAgg+ and a plain mean: CPU seconds, bytes and memory, of 4, 16 and 50 sites."""
+    import sys
+
+    from not_fed import files
+    from not_fed.bench import aggregation
+    from not_fed.bench.aggregation_picture import aggregation_picture
+
+    size: dict[str, Any] = {"cohorts": aggregation.QUICK, "shapes": aggregation.QUICK_SHAPES} if quick else {}
+    with shown() as progress:
+        result = aggregation.bench_aggregation(
+            **size, repeats=repeats or (1 if quick else 5), folder=folder, progress=progress
+        )
+    if out is not None:
+        files.write_atomic(out, json.dumps(result, indent=1).encode() + b"\n", overwrite=True, mode=0o644)
+    if picture is not None:
+        files.write_atomic(picture, aggregation_picture(result), overwrite=True, mode=0o644)
+    sys.stdout.write((json.dumps(result) if as_json else aggregation.table(result)) + "\n")
+    say(aggregation.conclusion(result))
+
+
 @group.command("dp")
 def dp_command(
     utility: Annotated[
@@ -217,3 +248,34 @@ def _relay(*, quick: bool, folder: Path | None) -> tuple[str, str, dict[str, Any
             progress=progress, say=say,
         )  # fmt: skip
     return table(result), conclusion(result), result
+
+
+@group.command("poisoning")
+def poisoning_command(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer records, one seed: some minutes.")] = False,
+    base: Annotated[str, typer.Option("--base", help="Model folder, hub id, or smollm2-135m.")] = "smollm2-135m",
+    folder: Annotated[Path | None, typer.Option("--folder", help="Where temporary files go.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON object here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One of five sites scales, turns or backdoors its organ: perplexity after each rule, and after a vote."""
+    import sys
+
+    from not_fed import files
+    from not_fed.bench.poisoning import FULL, QUICK, bench_poisoning, table
+    from not_fed.bench.poisoning_texts import poisoning_texts
+    from not_fed.resources.bases import find_base
+
+    size = QUICK if quick else FULL
+    with shown() as progress:
+        result = bench_poisoning(
+            find_base(base, progress=progress),
+            texts=lambda seed: poisoning_texts(
+                train=size.train, held_out=size.held_out, seed=seed, progress=progress
+            ),
+            size=size, folder=folder, progress=progress,
+        )  # fmt: skip
+    if out is not None:
+        files.write_atomic(out, json.dumps(result, indent=1).encode() + b"\n", overwrite=True, mode=0o644)
+    sys.stdout.write((json.dumps(result) if as_json else table(result)) + "\n")
+    say(f"{result['cpu_seconds'] / 60:.0f} CPU minutes, one thread; {result['machine']['cpu']}; {result['source']}")
