@@ -175,4 +175,5 @@ metrics_that_may_leave = []  # exact numbers about the training: "steps", "token
 # tolerance = 0.0  # by how much the loss may rise, in nats a token
 # clip = 1.0  # how much one record, or one person, counts at most
 # noise_multiplier = 10.0
+# least_quorum = 2  # a run in which fewer sites decide is refused
 """

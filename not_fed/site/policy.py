@@ -88,6 +88,12 @@ class ParcelTooLarge(NotAllowed):
     code = "policy-parcel-size"
 
 
+class QuorumTooSmall(NotAllowed):
+    """The task lets fewer sites decide whether a round's aggregate is used than this site's policy asks for."""
+
+    code = "policy-quorum"
+
+
 class PrivacyRequired(NotAllowed):
     """This site trains with differential privacy only, and the task proposes none."""
 
@@ -154,12 +160,15 @@ class VotePolicy(Settings):
             fall.
         clip: a unit's change counts by this much at most, in nats a token.
         noise_multiplier: of a charged comparison: standard deviation of its noise over the clip. Charged in each round.
+        least_quorum: a task by which fewer sites have to accept is refused. In mode trusted nobody else looks after the
+            coordinator's own number; in mode bank there is no vote.
     """
 
     allowed: Literal["charged", "public_by_decision"]
     tolerance: float = Field(default=0.0, ge=-1, le=1)
     clip: float = Field(default=1.0, ge=1e-3, le=16)
     noise_multiplier: float = Field(default=10.0, ge=0.2, le=1e4)
+    least_quorum: int = Field(default=0, ge=0, le=250)
 
 
 class SitePolicy(Settings):
@@ -272,6 +281,7 @@ def _identity(task: Task, policy: SitePolicy) -> list[Rule]:
 def _plan(task: Task, policy: SitePolicy) -> list[Rule]:
     spans = _words(policy.spans)
     largest = max((ref.size_bytes for ref in task.parcels), default=0)
+    quorum = 0 if policy.vote is None or task.mode == "bank" else policy.vote.least_quorum
     return [
         (
             BaseNotAllowed,
@@ -288,6 +298,7 @@ def _plan(task: Task, policy: SitePolicy) -> list[Rule]:
             f"at most {policy.max_epochs:g} epochs",
             f"{task.training.epochs:g}",
         ),
+        (QuorumTooSmall, task.quorum >= quorum, f"a quorum of at least {quorum}", str(task.quorum)),
         (
             ParcelTooLarge,
             largest <= policy.max_parcel_bytes,

@@ -19,9 +19,9 @@ from not_fed.organ.data import read_data
 from not_fed.organ.evaluate import Evaluator
 from not_fed.privacy.release import comparison_noise
 from not_fed.settings import BadSettings, load
-from not_fed.site.policy import POLICY_FILE, SitePolicy
+from not_fed.site.policy import POLICY_FILE, QuorumTooSmall, SitePolicy, permit
 from not_fed.site.voting import HeldOutShared, Judged, cast, judge, unjudged
-from tests.support.federation import SITES, an_organ, tiny_prepared
+from tests.support.federation import PRIVACY, SITES, an_organ, tiny_prepared
 from tests.support.seeded import Seeded
 from tests.support.voting import (
     BAD,
@@ -301,3 +301,14 @@ def test_a_policy_that_could_not_vote_is_refused(
     prepared = voting_site(tmp_path, epsilon=epsilon, **changes)
     with pytest.raises(BadSettings):
         a_job(prepared)
+
+
+def test_a_run_in_which_too_few_sites_decide_is_refused(tmp_path: Path) -> None:
+    prepared = voting_site(tmp_path, vote=PUBLIC | {"least_quorum": 2}, modes=["bank", "trusted"])
+    trusted: dict[str, Any] = {"mode": "trusted", "recipients": ("coordinator",), "privacy": PRIVACY}
+    policy = a_job(prepared).policy
+    for quorum in (0, 1):
+        with pytest.raises(QuorumTooSmall):
+            permit(a_job(prepared, quorum=quorum, **trusted).task, policy=policy)
+    permit(a_job(prepared, quorum=2, **trusted).task, policy=policy)
+    permit(a_job(prepared, privacy=PRIVACY).task, policy=policy)  # in mode bank there is no vote
