@@ -115,7 +115,7 @@ def test_what_the_rule_is_for_holds_and_one_less_does_not() -> None:
 
 
 def test_a_smaller_cohort_is_judged_by_its_own_size() -> None:
-    said = plan(5, collude=1, vanish=1)
+    said = plan(5, collude=1, vanish=1, min_sites=3)
     assert [said.thresholds(size).shares for size in (5, 4)] == [4, 3]
     for size in (3, 2, 0):  # three would need all three to answer, and one is lost
         with pytest.raises(UnsafePlan):
@@ -124,6 +124,18 @@ def test_a_smaller_cohort_is_judged_by_its_own_size() -> None:
     assert voted.thresholds().sites == 5
     with pytest.raises(UnsafePlan, match="quorum"):
         voted.thresholds(4)
+
+
+@given(sites=st.integers(3, MAX_SITES), collude=st.integers(0, 9), size=st.integers(0, MAX_SITES))
+def test_a_smaller_cohort_gets_no_smaller_sum(sites: int, collude: int, size: int) -> None:
+    """Else who calls three of fifty would get a sum of two honest sites, where the stewards have read: 26 at least."""
+    said = plan(sites, collude=min(collude, sites - 2))
+    least = said.thresholds().min_sites
+    assert said.model_copy(update={"min_sites": least}).thresholds() == said.thresholds()
+    try:
+        assert said.thresholds(min(size, sites)).min_sites == least <= size
+    except UnsafePlan:
+        assert size < least
 
 
 @pytest.mark.parametrize(("changes", "expects", "got", "hint"), [
