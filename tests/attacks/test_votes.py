@@ -19,6 +19,7 @@ from not_fed.coordinator.bank import Bank
 from not_fed.coordinator.plan import load_plan
 from not_fed.coordinator.state import Answered
 from not_fed.coordinator.trusted import aggregate, find_outliers
+from not_fed.envelope.papers import RoundPapers
 from not_fed.envelope.receipt import Receipt, sign_receipt
 from not_fed.envelope.verdict import PAPERS_OF_A_SITE, NotCounted, Verdict, VerdictFalse, VoteSuppressed, check_papers
 from not_fed.home import Home
@@ -27,10 +28,11 @@ from not_fed.privacy.ledger.reservation import Reservation
 from not_fed.privacy.randomness import RandomSource
 from not_fed.privacy.release import comparison_noise
 from not_fed.site import voting
+from not_fed.site.verdicts import VotesMissing, check_votes
 from not_fed.site.votebook import VoteBook, VoteTaken
 from not_fed.site.voting import judge
 from tests.support.federation import SITES, an_organ, seal_as, tiny_prepared
-from tests.support.voting import BAD, CHARGED, GOOD, PUBLIC, Polling, a_job, charges, two_organs, voting_site
+from tests.support.voting import BAD, CALL, CHARGED, GOOD, PUBLIC, Polling, a_job, charges, two_organs, voting_site
 
 
 @pytest.fixture(scope="module")
@@ -318,3 +320,37 @@ def test_a_refused_round_shows_whose_organ_stands_out(tmp_path: Path) -> None:
         start = bank.put(sealed, label=label, roster=roster, now=now).sealed.sha256
     assert outliers(answers(0.5, 1.3, 1.4), start=start)["clinic"].startswith("it points away")  # control
     assert not list((prepared.coordinator / "work").glob("*"))
+
+
+def test_a_site_does_not_go_on_from_what_no_quorum_accepted(tmp_path: Path) -> None:
+    """Own. The next order names an aggregate as kept without its votes, with too few, with another organ under the
+    same votes; or goes on from an earlier one and hides that the votes had kept the last.
+
+    Powers: the coordinator's keys, and every vote. Control: the orders that follow from the votes.
+    """
+    prepared = voting_site(tmp_path, vote=PUBLIC)
+    job = a_job(prepared, quorum=2, round=2)
+    polling = Polling.of(prepared)
+    lines = {site: polling.vote(site) for site in SITES}
+    yes, kept = tuple(lines.values()), {1: (GOOD, CALL)}
+
+    def go_on(votes: tuple[bytes, ...], *, used: dict[int, tuple[str, str]]) -> None:
+        check_votes(job, RoundPapers(votes={1: votes}), kept=used)
+
+    for votes in ((), yes[:1], (yes[0], yes[0])):
+        with pytest.raises((VotesMissing, VerdictFalse)):
+            go_on(votes, used=kept)
+    with pytest.raises(VerdictFalse):
+        go_on(yes, used={1: (BAD, CALL)})
+    with pytest.raises(VerdictFalse):
+        go_on(yes, used={1: (GOOD, BAD)})
+    go_on(yes[1:], used=kept)  # control
+    VoteBook(job.home.folder).cast(run="first", round_number=1, proposal=CALL, sign=lambda: lines["clinic"])
+    with pytest.raises(VoteSuppressed):
+        go_on(yes[1:], used=kept)
+    with pytest.raises(VerdictFalse):
+        go_on(yes, used={})
+    with pytest.raises((VotesMissing, VoteSuppressed)):
+        go_on((), used={})
+    go_on(yes, used=kept)  # control
+    go_on(yes[:1], used={})  # control: one accept of three is rolled back

@@ -236,7 +236,7 @@ def test_what_cannot_be_an_organ_here_is_refused_without_a_look_at_the_records(
     huge = an_organ(prepared, tmp_path / "huge.organ", add=1e6)
     noise = tmp_path / "noise.organ"
     noise.write_bytes(b"noise")
-    elsewhere = replace(prepared, span=(0, 2))
+    elsewhere = replace(prepared, spans=((0, 2),))
     other = an_organ(elsewhere, tmp_path / "other.organ")
     for candidate, reason in (
         (nan, "not-finite"), (huge, "not-finite"), (noise, "cannot-open"), (other, "does-not-fit"),
@@ -269,7 +269,7 @@ def test_records_that_are_trained_on_are_not_voted_on(tmp_path: Path) -> None:
 def test_a_body_is_the_same_for_both_and_lies_beside_the_candidate(tmp_path: Path) -> None:
     prepared = voting_site(tmp_path, vote=PUBLIC)
     good, bad = two_organs(prepared, tmp_path)
-    above = an_organ(replace(prepared, span=(3, 4)), tmp_path / "above.organ", add=0.3)
+    above = an_organ(replace(prepared, spans=((3, 4),)), tmp_path / "above.organ", add=0.3)
     plain = judge(a_job(prepared), candidate=good, start=bad)
     beside = judge(a_job(prepared, run="second"), candidate=good, start=bad, body=[above])
     assert beside.notes["loss_before"] != plain.notes["loss_before"]
@@ -305,10 +305,9 @@ def test_a_policy_that_could_not_vote_is_refused(
 
 def test_a_run_in_which_too_few_sites_decide_is_refused(tmp_path: Path) -> None:
     prepared = voting_site(tmp_path, vote=PUBLIC | {"least_quorum": 2}, modes=["bank", "trusted"])
-    trusted: dict[str, Any] = {"mode": "trusted", "recipients": ("coordinator",), "privacy": PRIVACY}
     policy = a_job(prepared).policy
     for quorum in (0, 1):
         with pytest.raises(QuorumTooSmall):
-            permit(a_job(prepared, quorum=quorum, **trusted).task, policy=policy)
-    permit(a_job(prepared, quorum=2, **trusted).task, policy=policy)
-    permit(a_job(prepared, privacy=PRIVACY).task, policy=policy)  # in mode bank there is no vote
+            permit(a_job(prepared, quorum=quorum, privacy=PRIVACY).task, policy=policy)
+    permit(a_job(prepared, quorum=2, privacy=PRIVACY).task, policy=policy)
+    permit(a_job(prepared, privacy=PRIVACY, mode="bank", recipients=SITES).task, policy=policy)  # has no vote
