@@ -299,7 +299,7 @@ def _blocks(members: Sequence[Contribution], name: str, *, start: Tensors | None
 
 def _ranges(place: Stored, organs: int) -> Iterator[tuple[int, int]]:
     """First number and how many, for blocks that are in memory for so many organs at once."""
-    step, size = max(1, BLOCK_NUMBERS // organs), math.prod(place.shape)
+    step, size = max(1, BLOCK_NUMBERS // max(4, organs)), math.prod(place.shape)  # of a single organ sums are copies
     for begin in range(0, size, step):
         yield begin, min(step, size - begin)
 

@@ -455,7 +455,7 @@ def peak(count, size, rule):
 
 limit = NormLimit(max_norm=1.0)
 rules = [Rule(name=name, byzantine=int(name != "mean"), limit=limit)
-         for name in ("mean", "median", "trimmed-mean", "multi-krum")]
+         for name in ("mean", "median", "trimmed-mean", "krum", "multi-krum")]
 for rule in rules:
     peak(5, 100, rule)
 print(json.dumps([max(peak(5, 1 << 21, rule), peak(16, 1 << 21, rule)) for rule in rules]))
