@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from not_fed import settings
-from not_fed.coordinator.plan import OptimiserTable
-from not_fed.envelope.task import Training
+from not_fed.coordinator.plan import OptimiserTable, SecureSumTable
+from not_fed.envelope.task import Mode, Training
 from not_fed.organ.anatomy import BadSpan, Span
 from not_fed.settings import Name, Settings
 
@@ -41,7 +41,7 @@ class FederationTable(Settings):
     base: str
     span: SpanText | None = None
     spans: list[SpanText] = Field(default=[], max_length=64)
-    mode: Literal["bank", "trusted"] = "bank"
+    mode: Mode = "bank"
     rounds: int = Field(default=1, ge=1, le=10_000)
 
     @model_validator(mode="after")
@@ -97,7 +97,7 @@ class RunTable(Settings):
 
     name: Name
     epsilon: float | None = Field(default=None, gt=0, le=10)
-    mode: Literal["bank", "trusted"] | None = None
+    mode: Mode | None = None
     rounds: int | None = Field(default=None, ge=1)
     lr: float | None = Field(default=None, gt=0, le=1)
     epochs: int | None = Field(default=None, ge=1)
@@ -110,7 +110,7 @@ class SiteTable(Settings):
     Attributes:
         data: its records, or `hpo:SPECIALITY` for the demo's texts.
         held_out: records to evaluate on; with `hpo:` the speciality's own when not given.
-        weight: its share in the mean.
+        weight: its share in the mean; in mode secure-sum a whole number, hidden in the sum.
     """
 
     name: Name
@@ -128,12 +128,17 @@ class DataTable(Settings):
 
 
 class FederationFile(Settings):
-    """The whole file."""
+    """The whole file.
+
+    Attributes:
+        secure_sum: for runs of mode secure-sum; its defaults where there is no such table.
+    """
 
     federation: FederationTable
     training: TrainingTable = TrainingTable()
     privacy: PrivacyTable | None = None
     optimiser: OptimiserTable | None = None
+    secure_sum: SecureSumTable = SecureSumTable()
     data: DataTable = DataTable()
     runs: list[RunTable] = Field(default=[RunTable(name="run")], min_length=1)
     sites: list[SiteTable] = Field(min_length=2, max_length=250)
@@ -147,9 +152,16 @@ class FederationFile(Settings):
             raise ValueError("leave the name coordinator to the coordinator")
         if self.privacy is None and any(run.epsilon is not None for run in self.runs):
             raise ValueError("have a [privacy] table with a divisor, since a run has an epsilon")
+        if any(self.mode_of(run) == "secure-sum" for run in self.runs):
+            self._weighs_in_whole_numbers()
         return self
 
-    def mode_of(self, run: RunTable) -> Literal["bank", "trusted"]:
+    def _weighs_in_whole_numbers(self) -> None:
+        most = self.secure_sum.max_weight
+        if any(site.weight not in range(1, most + 1) for site in self.sites):
+            raise ValueError(f"have whole weights from 1 to {most} in mode secure-sum; see secure_sum.max_weight")
+
+    def mode_of(self, run: RunTable) -> Mode:
         """The run's mode."""
         return run.mode or self.federation.mode
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from not_fed import files
-from not_fed.coordinator.plan import PLAN_FILE, FederationPlan
+from not_fed.coordinator.plan import PLAN_FILE, FederationPlan, load_plan
 from not_fed.errors import InputError
 from not_fed.keys import PublicIdentity, Secret, Steward, create_keys
 from not_fed.organ.checkpoint import Base
@@ -100,13 +100,16 @@ def prepare(
     with files.new_folder(out) as part:
         identities = {name: _make_home(part / "sites" / name, name) for name in names}
         identities[COORDINATOR] = _make_home(part / COORDINATOR, COORDINATOR, log=log)
-        _make_rosters(part, federation, chosen, identities)
+        fields = {**_plan(federation, chosen, base), **(plan or {})}
+        _write_settings(part / COORDINATOR / PLAN_FILE, FederationPlan, fields)
+        _make_rosters(part, federation, load_plan(part / COORDINATOR), identities)
         for site in federation.sites:
             home, changes = part / "sites" / site.name, (policy or {}).get(site.name, {})
             _copy_data(home, data[site.name])
-            _write_settings(home / POLICY_FILE, SitePolicy, {**_policy(federation, chosen, site, base), **changes})
-        fields = {**_plan(federation, chosen, base), **(plan or {})}
-        _write_settings(part / COORDINATOR / PLAN_FILE, FederationPlan, fields)
+            wanted = _policy(federation, chosen, site, base)
+            if fields["mode"] == "secure-sum":
+                wanted |= _sum_policy(fields["secure_sum"], site, held_out=data[site.name][1], charged=chosen.epsilon)
+            _write_settings(home / POLICY_FILE, SitePolicy, {**wanted, **changes})
     return Prepared(
         folder=out,
         run=fields["run"],
@@ -132,17 +135,19 @@ def _make_home(home: Path, name: str, *, log: bool = False) -> PublicIdentity:
 
 
 def _make_rosters(
-    part: Path, federation: FederationFile, run: RunTable, identities: Mapping[str, PublicIdentity]
+    part: Path, federation: FederationFile, plan: FederationPlan, identities: Mapping[str, PublicIdentity]
 ) -> None:
     """A steward whose keys exist during this call only signs the roster; everybody pins its root."""
-    trusted = federation.mode_of(run) == "trusted"
-    roles = {COORDINATOR: ["relay", "aggregator"] if trusted else ["relay"]}
+    summed = plan.sum_plan() if plan.mode == "secure-sum" else None
+    makes_it = plan.mode == "trusted" or (summed is not None and not summed.blind)
+    roles = {COORDINATOR: ["relay", "aggregator"] if makes_it else ["relay"]}
     members: list[tuple[PublicIdentity, Iterable[str]]] = [
         (identity, roles.get(name, ["author", "receiver"])) for name, identity in identities.items()
     ]
     root = create_roster(
-        part / "roster", federation=federation.federation.name, steward=Steward.generate("steward"), members=members
-    )
+        part / "roster", federation=federation.federation.name, steward=Steward.generate("steward"), members=members,
+        plans=[] if summed is None else [summed],
+    )  # fmt: skip
     for name in identities:
         home = part / COORDINATOR if name == COORDINATOR else part / "sites" / name
         pin_roster(part / "roster", root_sha256=root, out=home / "roster")
@@ -209,6 +214,17 @@ def _policy(federation: FederationFile, run: RunTable, site: SiteTable, base: Ba
     return policy
 
 
+def _sum_policy(
+    summed: Mapping[str, Any], site: SiteTable, *, held_out: Path | None, charged: float | None
+) -> dict[str, Any]:
+    """What a site's policy says of a secure sum: its weight; and how it votes, where there is a vote."""
+    policy: dict[str, Any] = {"sum_weight": int(site.weight)}
+    if summed.get("quorum") and held_out is not None:
+        policy["held_out"] = f"held_out{held_out.suffix}"
+        policy["vote"] = {"allowed": "public_by_decision" if charged is None else "charged"}
+    return policy
+
+
 def _plan(federation: FederationFile, run: RunTable, base: Base) -> dict[str, Any]:
     plan: dict[str, Any] = {
         "name": COORDINATOR,
@@ -219,11 +235,15 @@ def _plan(federation: FederationFile, run: RunTable, base: Base) -> dict[str, An
         "rounds": federation.rounds_of(run),
         "base_sha256": base.sha256,
         **_spans(federation),
-        "weights": {site.name: site.weight for site in federation.sites},
+        "weights": {},
         "round_timeout_s": PATIENCE_S,
         "training": federation.training_of(run).model_dump(),
     }
-    if plan["mode"] == "trusted":
+    if plan["mode"] == "secure-sum":
+        plan["secure_sum"] = federation.secure_sum.model_dump(exclude_none=True)
+    else:
+        plan["weights"] = {site.name: site.weight for site in federation.sites}
+    if plan["mode"] == "trusted" or (plan["mode"] == "secure-sum" and not federation.secure_sum.blind):
         plan["base"] = str(base.folder)
     if federation.optimiser is not None:
         plan["optimiser"] = federation.optimiser.model_dump(exclude_none=True)

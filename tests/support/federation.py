@@ -23,7 +23,7 @@ from not_fed import settings
 from not_fed.envelope.label import label_path
 from not_fed.envelope.passport import issue_passport, new_passport
 from not_fed.envelope.seal import seal_organ
-from not_fed.envelope.task import PROTOCOL, ParcelRef, ProposedPrivacy, Task, Training, new_id, sign_task
+from not_fed.envelope.task import PROTOCOL, Mode, ParcelRef, ProposedPrivacy, Task, Training, new_id, sign_task
 from not_fed.home import Home
 from not_fed.organ.anatomy import Span
 from not_fed.organ.extract import extract
@@ -55,11 +55,12 @@ class Parcel:
 def tiny_federation(
     folder: Path,
     *,
-    mode: Literal["bank", "trusted"] = "bank",
+    mode: Mode = "bank",
     rounds: int = 2,
     sites: Sequence[str] = SITES,
     epsilon: float | None = None,
     weights: Mapping[str, float] | None = None,
+    secure_sum: Mapping[str, Any] | None = None,
 ) -> FederationFile:
     """A federation file over a tiny base and records that are written into `folder`."""
     save_base(tiny_llama(), folder / "base")
@@ -79,6 +80,7 @@ def tiny_federation(
             },
             "training": {"batch_tokens": 64, "max_tokens": 32, "lr": 1e-2},
             "privacy": {"divisor": 4.0, "sample_rate": 0.25},
+            "secure_sum": dict(secure_sum or {}),
             "runs": [{"name": "first", **({} if epsilon is None else {"epsilon": epsilon})}],
             "sites": [
                 {
