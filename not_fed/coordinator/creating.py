@@ -157,11 +157,11 @@ def invite(home: Path, *, out: Path, overwrite: bool = False) -> str:
     """
     deployment = require_deployment(home)
     plan = settings.load(_NewPlan, home / PLAN_FILE)
-    ca = deployment.tls.ca
+    ca, spans = deployment.tls.ca, tuple(plan.spans) if plan.span is None else (plan.span,)
     invitation = Invitation(
         v=1, federation=plan.federation, coordinator=plan.name, address=deployment.address,
         ca_certificate=None if ca is None else files.read_regular(home / ca, max_bytes=_MAX_PEM_BYTES).decode("ascii"),
-        bundle_sha256=expected_bundle_sha256(), base=deployment.base, base_sha256=plan.base_sha256, spans=tuple(plan.spans) if plan.span is None else (plan.span,),
+        bundle_sha256=expected_bundle_sha256(), base=deployment.base, base_sha256=plan.base_sha256, spans=spans,
         mode=plan.mode, rounds=plan.rounds, privacy=plan.privacy, not_fed=not_fed.__version__,
     )  # fmt: skip
     return write_invitation(invitation, out=out, overwrite=overwrite)

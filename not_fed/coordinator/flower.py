@@ -29,9 +29,12 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
+from not_fed.aggregation.secure.server import HelpersLost, TooFewShares
 from not_fed.arrays import bytes_of_array
 from not_fed.coordinator.rounds import Order, Reply, Rounds, TooFewAnswers, clean_code
 from not_fed.coordinator.state import Step, run_lock
+from not_fed.coordinator.summing import TooFewKeys
+from not_fed.envelope.papers import AnswerPapers, RoundPapers
 from not_fed.envelope.task import PROTOCOL, ClockApart, Greeting, OtherProtocol, new_id, verify_greeting
 from not_fed.errors import NotFedError, PeerError
 from not_fed.home import COORDINATOR, simulation_folder
@@ -44,6 +47,7 @@ DOUBT_S = 10.0
 LINK_PATIENCE_S = 300.0
 ROSTER_LOOK_S = 30.0
 MAX_CRASHES = 3
+MORE_MAY_COME: Final = (TooFewAnswers, TooFewKeys, HelpersLost, TooFewShares)
 LOST: Final = {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE}
 _T = TypeVar("_T")
 
@@ -82,7 +86,7 @@ def run_federation(grid: Grid, *, home: Path) -> Rounds:
                     failed = 0
                 except PeerError as error:
                     failed += 1
-                    if failed >= rounds.plan.max_attempts or not isinstance(error, TooFewAnswers):
+                    if failed >= rounds.plan.max_attempts or not isinstance(error, MORE_MAY_COME):
                         rounds.state.stop_run(rounds.plan.run, code=error.code)
                         raise
                     log.warning("%s; it is opened again in %.0f s", error, rounds.plan.retry_after_s)
@@ -246,6 +250,8 @@ class _Seats:
         self._sites[node] = said.site
         self._seen_there[said.site] = time.monotonic()
         self._rounds.saw_log(said.site, size=said.log_size)
+        if said.round_key is not None:
+            self._rounds.take_key(said.site, said.round_key.encode("ascii"), now=_now())
         self._rounds.state.saw_site(said.site, at=_now(), version=said.not_fed)
         self.other_protocol.pop(said.site, None)
         if said.protocol != PROTOCOL:
@@ -334,7 +340,7 @@ class _Exchange:
             self._seats.look()
             came = self._seats.greet(self._uncertain)
             self._doubt()
-            for site, node in self._in_turn():
+            for site, node in self._in_turn() if self._is_ready() else ():
                 if self._rounds.roster.version == roster:
                     came = self._order(site, node) or came
             came = self._take(self._sent) or came
@@ -346,6 +352,11 @@ class _Exchange:
             self._require_anybody()
             pause = FIRST_POLL_S if came else min(2 * pause, LONGEST_POLL_S)
             time.sleep(pause)
+
+    def _is_ready(self) -> bool:
+        """Whether anybody can be ordered: a secure sum waits for its sites' keys, for some time."""
+        patient = time.monotonic() - self._attempt.opened < self._rounds.plan.join_timeout_s
+        return self._rounds.is_ready(self._attempt.step, patient=patient, now=_now())
 
     def _look_at_roster(self) -> None:
         """Whoever is revoked while a round goes on is not asked, and not counted, to its end."""
@@ -370,6 +381,8 @@ class _Exchange:
         turn = self._attempt.turns.get(site)
         if turn is None or turn.settled or turn.due is None:
             return False
+        if not self._is_ready():
+            return self._rounds.lacks_key(site)
         return not self._rounds.may_order(self._attempt.step, site, now=_now())
 
     def _doubt(self) -> None:
@@ -481,6 +494,7 @@ def _message(order: Order, step: Step, node: int, *, ttl_s: float) -> Message:
     content = RecordDict(
         {
             "order": _papers(order),
+            "papers": _round_papers(order.papers),
             "parcels": ArrayRecord(
                 {
                     parcel.sealed_sha256: Array(np.frombuffer(parcel.sealed, dtype=np.uint8))
@@ -507,6 +521,35 @@ def _papers(order: Order) -> ConfigRecord:
     return papers
 
 
+def _round_papers(papers: RoundPapers) -> ConfigRecord:
+    """What a secure sum or votes add: lists of lines, and of whose they are."""
+    votes = [(number, line) for number, lines in papers.votes.items() for line in lines]
+    lists: dict[str, list[str] | list[int] | list[bytes]] = {
+        "key-sites": list(papers.keys), "keys": list(papers.keys.values()),
+        "uploads": list(papers.labels), "capsule-sites": list(papers.capsules),
+        "capsules": list(papers.capsules.values()), "vote-rounds": [number for number, _ in votes],
+        "votes": [line for _, line in votes],
+    }  # fmt: skip
+    return ConfigRecord({name: values for name, values in lists.items() if values})
+
+
+def _answer_papers(answer: ConfigRecord) -> AnswerPapers:
+    statement, round_key = answer.get("statement"), answer.get("round-key")
+    sites, capsules = answer.get("capsule-sites"), answer.get("capsules")
+    paired = isinstance(sites, list) and isinstance(capsules, list) and len(sites) == len(capsules)
+    return AnswerPapers(
+        statement=statement if isinstance(statement, bytes) else None,
+        round_key=round_key if isinstance(round_key, bytes) else None,
+        capsules={
+            site: sealed
+            for site, sealed in zip(sites, capsules, strict=True)  # type: ignore[arg-type]
+            if isinstance(site, str) and isinstance(sealed, bytes)
+        }
+        if paired
+        else {},
+    )
+
+
 def _reply(message: Message) -> Reply:
     """What a site answered, as far as it has the right types; what has not is a missing answer, never an exception."""
     if message.has_error():
@@ -522,6 +565,7 @@ def _reply(message: Message) -> Reply:
         refused=refused if isinstance(refused, str) else None,
         left_out=tuple(str(item) for item in left_out) if isinstance(left_out, list) else (),
         receipt=receipt if isinstance(receipt, bytes) else None,
+        papers=_answer_papers(answer),
     )
 
 

@@ -112,7 +112,7 @@ class FederationPlan(Settings):
         run: names this run; a site answers each round of a run once.
         sites: who is invited, by their names in the roster.
         base: the base model's folder (or a name that not-fed knows), where the coordinator makes the aggregate: in
-            mode trusted, and in mode secure-sum unless the sum is blind.
+            modes trusted and secure-sum.
         span, spans: the layers that are trained; with several spans, each round trains another one, in turn.
         robust: in mode trusted, another rule than the weighted mean; see docs/robust.md.
         quorum: in mode trusted, how many sites have to accept a round's aggregate; 0 without a vote.
@@ -214,8 +214,8 @@ class FederationPlan(Settings):
             return
         if self.weights:
             raise ValueError("no weights in mode secure-sum: each site declares its own, inside the sum (max_weight)")
-        if not table.blind and self.base is None:
-            raise ValueError("base in mode secure-sum: the coordinator adds the mean change to it")
+        if self.base is None:
+            raise ValueError("base in mode secure-sum: calls name its layers, and the mean change is added to them")
         self.sum_plan().thresholds()  # UnsafePlan leaves as it is, with its reason
 
     @property
@@ -227,7 +227,8 @@ class FederationPlan(Settings):
     def needs_start(self) -> bool:
         """Whether the coordinator has to read what a round began from, or may have to say who went far from there."""
         steps = self.optimiser is not None and not self.optimiser.is_plain
-        return self.rule.limit is not None or steps or (self.mode == "trusted" and self.quorum > 0)
+        adds_to_it = self.secure_sum is not None and not self.secure_sum.blind
+        return self.rule.limit is not None or steps or adds_to_it or (self.mode == "trusted" and self.quorum > 0)
 
     @property
     def in_turn(self) -> tuple[Pair, ...]:

@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -46,6 +46,20 @@ CREATE TABLE IF NOT EXISTS receipts (site TEXT PRIMARY KEY, line BLOB NOT NULL, 
 CREATE TABLE IF NOT EXISTS attempts (run TEXT NOT NULL, round INTEGER NOT NULL, kind TEXT NOT NULL,
     number INTEGER NOT NULL, opened TEXT NOT NULL, closed TEXT, outcome TEXT, missing TEXT,
     PRIMARY KEY (run, round, kind, number)) STRICT;
+CREATE TABLE IF NOT EXISTS outcomes (run TEXT NOT NULL, round INTEGER NOT NULL, outcome TEXT NOT NULL,
+    why TEXT NOT NULL, at TEXT NOT NULL, PRIMARY KEY (run, round)) STRICT;
+CREATE TABLE IF NOT EXISTS round_keys (site TEXT PRIMARY KEY, sha256 TEXT NOT NULL, line BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS calls (run TEXT NOT NULL, round INTEGER NOT NULL, call BLOB NOT NULL,
+    PRIMARY KEY (run, round)) STRICT;
+CREATE TABLE IF NOT EXISTS call_keys (sha256 TEXT PRIMARY KEY, line BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS statements (run TEXT NOT NULL, round INTEGER NOT NULL, kind TEXT NOT NULL,
+    site TEXT NOT NULL, line BLOB NOT NULL, PRIMARY KEY (run, round, kind, site)) STRICT;
+CREATE TABLE IF NOT EXISTS capsules (run TEXT NOT NULL, round INTEGER NOT NULL, sender TEXT NOT NULL,
+    recipient TEXT NOT NULL, sealed BLOB NOT NULL, PRIMARY KEY (run, round, sender, recipient)) STRICT;
+CREATE TABLE IF NOT EXISTS sums (run TEXT NOT NULL, round INTEGER NOT NULL, active TEXT NOT NULL, missing TEXT,
+    PRIMARY KEY (run, round)) STRICT;
+CREATE TABLE IF NOT EXISTS proposals (run TEXT NOT NULL, round INTEGER NOT NULL, sha256 TEXT NOT NULL, organ_sha256 TEXT,
+    total_sha256 TEXT, size_bytes INTEGER NOT NULL, PRIMARY KEY (run, round)) STRICT;
 CREATE TABLE IF NOT EXISTS seen (site TEXT PRIMARY KEY, at TEXT NOT NULL, version TEXT) STRICT;
 CREATE TABLE IF NOT EXISTS problems (code TEXT NOT NULL, site TEXT NOT NULL, text TEXT NOT NULL, first TEXT NOT NULL,
     last TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (code, site, text)) STRICT;
@@ -54,8 +68,9 @@ CREATE TABLE IF NOT EXISTS problems (code TEXT NOT NULL, site TEXT NOT NULL, tex
 Status = Literal["sealed", "received", "refused", "waiting", "bad-answer", "silent", "late", "again", "revoked"]
 GOOD = ("sealed", "received")
 AttemptOutcome = Literal["enough", "too-few"]
+RoundOutcome = Literal["kept", "rolled-back", "burnt"]
 RunOutcome = Literal["open", "stopped", "complete"]
-DeliveryKind = Literal["organ", "aggregate"]
+DeliveryKind = Literal["organ", "aggregate", "update", "partial"]
 
 
 class PlanChanged(InputError):
@@ -102,7 +117,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
-    """One sealed file on its way: from a site to this server, or from this server to a site."""
+    """One sealed file, or one of masked words, on its way: from a site to this server, or from it to a site."""
 
     run: str
     round: int
@@ -129,6 +144,22 @@ class Attempt:
     closed: datetime | None
     outcome: AttemptOutcome | None
     missing: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A round's aggregate, as it is put to the vote or used.
+
+    Attributes:
+        sha256: what votes name: the organ's digest, or that of the set that a blind sum is over.
+        organ_sha256: digest of the aggregate's organ; of a blind sum once the sites have told it.
+        total_sha256, size_bytes: of a blind sum's words in the bank.
+    """
+
+    sha256: str
+    organ_sha256: str | None
+    total_sha256: str | None = None
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,6 +329,134 @@ class CoordinatorState:
         """The step is not over after all: what was counted in it counts no longer."""
         with self._store.transaction() as database:
             database.execute("UPDATE steps SET closed = NULL WHERE run = ? AND round = ? AND kind = ?", _key(step))
+
+    # -- rounds that are over -------------------------------------------------------------------------------------
+
+    def end_round(self, run: str, round_number: int, outcome: RoundOutcome, *, why: str = "") -> None:
+        """A round is over for good: its aggregate is used, or it is not."""
+        with self._store.transaction() as database:
+            database.execute(
+                "INSERT OR IGNORE INTO outcomes VALUES (?, ?, ?, ?, ?)", (run, round_number, outcome, why, _now())
+            )
+
+    def round_outcomes(self, run: str) -> dict[int, tuple[RoundOutcome, str]]:
+        """Round -> how it ended, and why."""
+        with self._store.transaction() as database:
+            rows = database.execute("SELECT * FROM outcomes WHERE run = ? ORDER BY round", (run,)).fetchall()
+        return {row["round"]: (row["outcome"], row["why"]) for row in rows}
+
+    def propose(self, run: str, round_number: int, proposal: Proposal) -> None:
+        """Note a round's aggregate; what is known of its organ later replaces what was not."""
+        row = (run, round_number, *asdict(proposal).values())
+        with self._store.transaction() as database:
+            database.execute("INSERT OR REPLACE INTO proposals VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def proposal(self, run: str, round_number: int) -> Proposal | None:
+        """A round's aggregate, if it has come to one."""
+        with self._store.transaction() as database:
+            row = database.execute(
+                "SELECT sha256, organ_sha256, total_sha256, size_bytes FROM proposals WHERE run = ? AND round = ?",
+                (run, round_number),
+            ).fetchone()
+        return None if row is None else Proposal(**dict(row))
+
+    # -- secure sums ----------------------------------------------------------------------------------------------
+
+    def offer_key(self, site: str, line: bytes, *, sha256: str) -> None:
+        """Keep the key that a site offers for its next secure sum, in the place of the one before."""
+        with self._store.transaction() as database:
+            database.execute("INSERT OR REPLACE INTO round_keys VALUES (?, ?, ?)", (site, sha256, line))
+
+    def offered_keys(self) -> dict[str, bytes]:
+        """Site -> the key that it has offered, where no call has used it."""
+        with self._store.transaction() as database:
+            rows = database.execute(
+                "SELECT site, line FROM round_keys WHERE sha256 NOT IN (SELECT sha256 FROM call_keys)"
+            ).fetchall()
+        return {row["site"]: bytes(row["line"]) for row in rows}
+
+    def keep_call(self, run: str, round_number: int, call: bytes, *, keys: Mapping[str, bytes]) -> None:
+        """Note a round's call before it goes out, with the keys that it uses, by digest: there is never another."""
+        with self._store.transaction() as database:
+            database.execute("INSERT INTO calls VALUES (?, ?, ?)", (run, round_number, call))
+            database.executemany("INSERT INTO call_keys VALUES (?, ?)", list(keys.items()))
+
+    def call(self, run: str, round_number: int) -> bytes | None:
+        """A round's call."""
+        with self._store.transaction() as database:
+            row = database.execute("SELECT call FROM calls WHERE run = ? AND round = ?", (run, round_number)).fetchone()
+        return None if row is None else bytes(row["call"])
+
+    def call_key(self, sha256: str) -> bytes:
+        """A key that a call uses."""
+        with self._store.transaction() as database:
+            row = database.execute("SELECT line FROM call_keys WHERE sha256 = ?", (sha256,)).fetchone()
+        return bytes(row["line"])
+
+    def keep_statement(self, step: Step, site: str, line: bytes, *, capsules: Mapping[str, bytes]) -> None:
+        """Keep what a site has signed in a step, and what it sealed for others."""
+        with self._store.transaction() as database:
+            database.execute("INSERT OR REPLACE INTO statements VALUES (?, ?, ?, ?, ?)", (*_key(step), site, line))
+            database.executemany(
+                "INSERT OR REPLACE INTO capsules VALUES (?, ?, ?, ?, ?)",
+                [(step.run, step.round, site, recipient, sealed) for recipient, sealed in capsules.items()],
+            )
+
+    def statements(self, step: Step) -> dict[str, bytes]:
+        """Site -> what it has signed in a step."""
+        with self._store.transaction() as database:
+            rows = database.execute(
+                "SELECT site, line FROM statements WHERE run = ? AND round = ? AND kind = ? ORDER BY site", _key(step)
+            ).fetchall()
+        return {row["site"]: bytes(row["line"]) for row in rows}
+
+    def capsules_of(self, run: str, round_number: int, sender: str) -> dict[str, bytes]:
+        """Recipient -> what `sender` sealed for it in a round."""
+        return self._capsules("recipient", "sender", run, round_number, sender)
+
+    def capsules_for(self, run: str, round_number: int, recipient: str) -> dict[str, bytes]:
+        """Sender -> what it sealed for `recipient` in a round."""
+        return self._capsules("sender", "recipient", run, round_number, recipient)
+
+    def _capsules(self, by: str, of: str, run: str, round_number: int, site: str) -> dict[str, bytes]:
+        query = f"SELECT {by}, sealed FROM capsules WHERE run = ? AND round = ? AND {of} = ?"  # noqa: S608  constants
+        with self._store.transaction() as database:
+            rows = database.execute(query, (run, round_number, site)).fetchall()
+        return {row[by]: bytes(row["sealed"]) for row in rows}
+
+    def fix_active(self, run: str, round_number: int, sites: Sequence[str]) -> None:
+        """Fix the set of uploads that is summed, once."""
+        with self._store.transaction() as database:
+            database.execute(
+                "INSERT OR IGNORE INTO sums VALUES (?, ?, ?, NULL)", (run, round_number, json.dumps(list(sites)))
+            )
+
+    def active(self, run: str, round_number: int) -> list[str] | None:
+        """The sites whose uploads are summed, once that is fixed."""
+        row = self._sum(run, round_number)
+        return None if row is None else json.loads(row["active"])
+
+    def fix_missing(self, run: str, round_number: int, helpers: Sequence[str]) -> None:
+        """Fix which helpers are lost, once; nobody, where all have answered."""
+        with self._store.transaction() as database:
+            database.execute(
+                "UPDATE sums SET missing = ? WHERE run = ? AND round = ? AND missing IS NULL",
+                (json.dumps(list(helpers)), run, round_number),
+            )
+
+    def missing(self, run: str, round_number: int) -> list[str]:
+        """The helpers that were lost in a round."""
+        row = self._sum(run, round_number)
+        return [] if row is None or row["missing"] is None else json.loads(row["missing"])
+
+    def _sum(self, run: str, round_number: int) -> sqlite3.Row | None:
+        with self._store.transaction() as database:
+            found: sqlite3.Row | None = database.execute(
+                "SELECT * FROM sums WHERE run = ? AND round = ?", (run, round_number)
+            ).fetchone()
+        return found
+
+    # -- attempts -------------------------------------------------------------------------------------------------
 
     def open_attempt(self, step: Step) -> int:
         """Begin to ask for a step's answers; the number of this attempt. One that was cut off goes on."""

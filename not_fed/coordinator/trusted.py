@@ -21,6 +21,8 @@ from not_fed import files
 from not_fed.aggregation.blame import FEWEST, Outlier, score_organs
 from not_fed.aggregation.robust import Contribution, Remark
 from not_fed.aggregation.rules import BadRule
+from not_fed.aggregation.secure.ring import Ring
+from not_fed.aggregation.secure.server import Total
 from not_fed.coordinator.bank import Bank
 from not_fed.coordinator.optimising import Began, take_step
 from not_fed.coordinator.plan import FederationPlan
@@ -28,19 +30,22 @@ from not_fed.coordinator.state import Answered
 from not_fed.envelope.checks import Expectation
 from not_fed.envelope.label import parse_label
 from not_fed.envelope.open import Opened, open_organ, passport_path
-from not_fed.envelope.passport import issue_passport, new_passport
+from not_fed.envelope.passport import Contributor, contributors_of, issue_passport, new_passport
 from not_fed.envelope.seal import seal_organ
 from not_fed.errors import NotFedError, PeerError, TrustError
 from not_fed.home import Home
 from not_fed.keys import Opener, Signer
 from not_fed.organ.anatomy import Span
+from not_fed.organ.change import move
 from not_fed.organ.checkpoint import Base, Place
+from not_fed.organ.extract import describe
 from not_fed.organ.fit import check_fit
-from not_fed.organ.merge import OrganMean, check_claims
+from not_fed.organ.merge import OrganMean, check_claims, describe_sum
 from not_fed.organ.organ import read_organ
 from not_fed.organ.robust import RobustOrgans
 from not_fed.resources.bases import find_base
 from not_fed.snapshots import take_snapshot
+from not_fed.trust.plans import SumPlan
 from not_fed.trust.roster import TrustedRoster
 
 log = logging.getLogger("not_fed.coordinator")
@@ -56,6 +61,15 @@ class OtherStart(TrustError):
     """What a round is said to have begun from is not one of the coordinator's own aggregates."""
 
     code = "other-start"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A sealed aggregate: the file, which is gone after the block, its label, and the digest of the organ in it."""
+
+    sealed: Path
+    label: bytes
+    organ_sha256: str
 
 
 class Tell(Protocol):
@@ -78,8 +92,8 @@ def aggregate(
     now: datetime,
     start: str | None = None,
     tell: Tell = lambda code, text, *, site=None: None,
-) -> Iterator[tuple[Path, bytes]]:
-    """The sealed aggregate of a round and its label; memory does not grow with the organs' size or number.
+) -> Iterator[Made]:
+    """The sealed aggregate of a round; memory does not grow with the organs' size or number.
 
     An organ that is refused, left out by the plan's rule or clipped is named in the log; it does not stop the others.
     Disk: one sealed and one opened organ, eight bytes a parameter for the sums, and the aggregate twice (opened and
@@ -89,45 +103,16 @@ def aggregate(
         start: digest of the sealed aggregate that the round began from; None is the base's own layers. Opened where the
             plan measures from there, for which such an aggregate is sealed to the coordinator too.
         tell: told of each organ that is not in the aggregate as it came: code, text and site.
-    Yields:
-        the sealed file, which is gone after the block, and the label.
-
     Raises:
         TooFewUsable: fewer organs than the plan's `min_answers` are left, or than its rule needs.
         NoSpace: a rule of `[robust]` needs more room than the disk has; nothing was opened.
     Proved by: tests/journeys/test_federation_trusted.py::test_the_aggregate_is_plain_fedavg,
         tests/attacks/test_poisoned_mean.py
     """
-    with _workplace(home) as work:
-        table = _Table(
-            plan=plan, round_number=round_number, bank=bank, opener=home.opener(), roster=roster, work=work, now=now,
-            tell=tell,
-        )  # fmt: skip
+    with _table(plan, round_number, bank=bank, home=home, roster=roster, now=now, tell=tell) as table:
         origin = table.origin(start) if plan.needs_start else None
         organ = table.combine(answers, origin=origin) if plan.rule.needs_all else table.average(answers)
-        if origin is not None:
-            organ = take_step(
-                organ, start=origin, began=table.began(start), plan=plan, round_number=round_number, home=home,
-                opener=table.opener, work=work,
-            )  # fmt: skip
-        snapshot = take_snapshot(organ)
-        passport = new_passport(
-            organ, author=plan.name, federation=plan.federation, round_number=round_number, now=now,
-            organ_sha256=snapshot.sha256,
-        )  # fmt: skip
-        sealed = seal_organ(
-            organ,
-            snapshot=snapshot,
-            passport=issue_passport(passport, signer=signer),
-            sender=signer,
-            recipients=_recipients(plan, roster, now=now),
-            roster=roster,
-            federation=plan.federation,
-            round_number=round_number,
-            out=work / "aggregate.sealed",
-            now=now,
-        )
-        yield sealed.path, sealed.label
+        yield _finish(table, organ, origin=origin, start=start, home=home, signer=signer)
 
 
 def find_outliers(
@@ -154,24 +139,122 @@ def find_outliers(
         NoSpace: there is no room for all of them.
     Proved by: tests/attacks/test_votes.py::test_a_refused_round_shows_whose_organ_stands_out
     """
-    with _workplace(home) as work:
-        table = _Table(
-            plan=plan, round_number=round_number, bank=bank, opener=home.opener(), roster=roster, work=work, now=now,
-            tell=tell,
-        )  # fmt: skip
+    with _table(plan, round_number, bank=bank, home=home, roster=roster, now=now, tell=tell) as table:
         return table.outliers(answers, origin=table.origin(start))
 
 
 @contextmanager
-def _workplace(home: Home) -> Iterator[Path]:
-    """An empty private folder for opened organs, gone after the block."""
+def aggregate_sum(
+    total: Total,
+    *,
+    sum_plan: SumPlan,
+    plan: FederationPlan,
+    round_number: int,
+    bank: Bank,
+    home: Home,
+    roster: TrustedRoster,
+    signer: Signer,
+    now: datetime,
+    start: str | None = None,
+) -> Iterator[Made]:
+    """The sealed aggregate behind a secure sum: where the round began, moved by the mean change, and no single organ.
+
+    Args:
+        start: as in `aggregate`; opened always, since only changes were summed.
+    Raises:
+        ChangeOfOthers, Overshot: there is no aggregate.
+    Guarantees: its passport names every contributor with the epsilon that it claims, and claims the weakest of them.
+    Proved by: tests/journeys/test_federation_sum.py::test_the_aggregate_is_the_plain_mean_of_the_changes
+    """
+    with _table(plan, round_number, bank=bank, home=home, roster=roster, now=now) as table:
+        origin, ring = table.origin(start), Ring.of(sum_plan)
+        weight = total.weight or len(total.contributions)
+        base = find_base(str(plan.base))
+        organ = move(
+            origin, by=lambda first, last: ring.mean(total.words[first:last], weight=weight),
+            metadata=describe_sum(describe(base, Span(*plan.span_of(round_number))), total.contributions),
+            out=table.work / "aggregate.organ",
+        ).path  # fmt: skip
+        yield _finish(
+            table, organ, origin=origin, start=start, home=home, signer=signer,
+            contributors=contributors_of(total.contributions),
+        )  # fmt: skip
+
+
+@contextmanager
+def seal_again(
+    digest: str,
+    *,
+    plan: FederationPlan,
+    round_number: int,
+    bank: Bank,
+    home: Home,
+    roster: TrustedRoster,
+    signer: Signer,
+    now: datetime,
+) -> Iterator[Made]:
+    """The same aggregate with the same passport, sealed to those who are on the roster now.
+
+    Args:
+        digest: of the sealed aggregate that this coordinator made, and sealed to itself too.
+    """
+    with _table(plan, round_number, bank=bank, home=home, roster=roster, now=now) as table:
+        out = table.work / "aggregate.organ"
+        table.unseal_own(digest, out=out)
+        yield _seal(table, out, passport=passport_path(out).read_bytes().strip(), signer=signer)
+
+
+@contextmanager
+def _table(
+    plan: FederationPlan, round_number: int, *, bank: Bank, home: Home, roster: TrustedRoster, now: datetime,
+    tell: Tell = lambda code, text, *, site=None: None,
+) -> Iterator[_Table]:  # fmt: skip
+    """A private folder in which organs are opened, empty before and gone afterwards."""
     work = home.private_folder("work")
     shutil.rmtree(work)  # left by an attempt that was cut off
     home.private_folder("work")
     try:
-        yield work
+        yield _Table(
+            plan=plan, round_number=round_number, bank=bank, opener=home.opener(), roster=roster, work=work, now=now,
+            tell=tell,
+        )  # fmt: skip
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _finish(
+    table: _Table, organ: Path, *, origin: Mapping[str, Place] | None, start: str | None, home: Home, signer: Signer,
+    contributors: tuple[Contributor, ...] = (),
+) -> Made:  # fmt: skip
+    """The plan's optimiser takes its step, and the aggregate gets a passport of its own."""
+    plan = table.plan
+    if origin is not None:
+        organ = take_step(
+            organ, start=origin, began=table.began(start), plan=plan, round_number=table.round_number, home=home,
+            opener=table.opener, work=table.work,
+        )  # fmt: skip
+    passport = new_passport(
+        organ, author=plan.name, federation=plan.federation, round_number=table.round_number, now=table.now,
+        organ_sha256=take_snapshot(organ).sha256, contributors=contributors,
+    )  # fmt: skip
+    return _seal(table, organ, passport=issue_passport(passport, signer=signer), signer=signer)
+
+
+def _seal(table: _Table, organ: Path, *, passport: bytes, signer: Signer) -> Made:
+    snapshot, plan = take_snapshot(organ), table.plan
+    sealed = seal_organ(
+        organ,
+        snapshot=snapshot,
+        passport=passport,
+        sender=signer,
+        recipients=_recipients(plan, table.roster, now=table.now),
+        roster=table.roster,
+        federation=plan.federation,
+        round_number=table.round_number,
+        out=table.work / "aggregate.sealed",
+        now=table.now,
+    )
+    return Made(sealed=sealed.path, label=sealed.label, organ_sha256=snapshot.sha256)
 
 
 def _recipients(plan: FederationPlan, roster: TrustedRoster, *, now: datetime) -> list[str]:
@@ -285,18 +368,31 @@ class _Table:
         label, organ = parse_label(self.bank.label(digest))[1], read_organ(self.work / "start.organ")
         return Began(round=label.round, organ_sha256=organ.sha256)
 
+    def unseal_own(self, digest: str, *, out: Path) -> None:
+        """Open an aggregate of the coordinator's own, whoever else it was sealed to: some of them may be revoked now.
+
+        Raises:
+            OtherStart: it is somebody else's.
+        """
+        sealed = self.work / "one.sealed"
+        try:
+            self.bank.fetch(digest, sealed)
+            opened = open_organ(sealed, opener=self.opener, roster=self.roster, out=out, now=self.now)
+        finally:
+            sealed.unlink(missing_ok=True)
+        if opened.sender != self.plan.name:
+            raise OtherStart(
+                where="what the round began from", expected=f"an aggregate of {self.plan.name}",
+                got=f"an organ of {opened.sender}", hint="nothing was aggregated",
+            )  # fmt: skip
+
     def origin(self, digest: str | None) -> Mapping[str, Place]:
         """The tensors that the round began from, by their names in an organ."""
         base = find_base(str(self.plan.base))
         if digest is None:
             return base.span_places(Span(*self.plan.span_of(self.round_number)))
         out = self.work / "start.organ"
-        opened = self._unseal(digest, out=out, round_number=None)
-        if opened.sender != self.plan.name:
-            raise OtherStart(
-                where="what the round began from", expected=f"an aggregate of {self.plan.name}",
-                got=f"an organ of {opened.sender}", hint="nothing was aggregated",
-            )  # fmt: skip
+        self.unseal_own(digest, out=out)
         organ = read_organ(out)
         check_fit(organ, base=base)
         return organ.places

@@ -31,6 +31,7 @@ from not_fed.envelope.claims import (
 )
 from not_fed.envelope.dsse import MalformedSigned, Moment, Name, NewerFormat, Sha256, Stale, Statement
 from not_fed.envelope.header import check_organ_header
+from not_fed.envelope.summing import Contribution
 from not_fed.keys import dsse
 from not_fed.keys.signing import Signer
 from not_fed.trust.members import CLOCK_SKEW, TrustedRoster
@@ -45,12 +46,28 @@ MAX_ROUND = 1 << 31
 Round = Annotated[int, Field(ge=0, le=MAX_ROUND)]
 
 
+class Contributor(Statement):
+    """One site behind an aggregate whose organs nobody has: what it signed, and the epsilon that it claims.
+
+    Attributes:
+        upload_sha256: digest of its signed upload to the secure sum.
+        epsilon, delta, unit: its own claim; None where it trained without differential privacy.
+    """
+
+    site: Name
+    upload_sha256: Sha256
+    epsilon: float | None
+    delta: float | None
+    unit: Literal["record", "person"] | None
+
+
 class Passport(Statement):
     """What the author claims. Unknown fields are ignored, here alone, as in-toto asks of consumers.
 
     Attributes:
         metrics: numbers measured on text that is nobody's secret.
         releases: every number computed from the private records that left beside the organ, and how.
+        contributors: the sites behind a secure sum, each with its own claim: `dp` is the weakest of them.
         ledger_head: the newest row of the author's privacy ledger when the organ was made; an older ledger that is put
             back does not have it.
     """
@@ -71,6 +88,7 @@ class Passport(Statement):
     metrics: Annotated[dict[NumberName, Number], Field(max_length=64)]
     releases: Annotated[tuple[Release, ...], Field(max_length=MAX_RELEASES)] = ()
     ledger_head: Sha256 | None = None
+    contributors: Annotated[tuple[Contributor, ...], Field(max_length=250)] = ()
     created: Moment
     sharing: Literal["addressees", "federation"]
     salt: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}\z")]
@@ -91,6 +109,8 @@ class Passport(Statement):
         """The in-toto statement."""
         predicate = self.model_dump(mode="json")
         digest = predicate.pop("organ_sha256")
+        if not self.contributors:  # as passports were before there were any
+            del predicate["contributors"]
         return canonical.dumps({
             "_type": STATEMENT_TYPE, "predicateType": PREDICATE_TYPE, "predicate": predicate,
             "subject": [{"name": "organ", "digest": {"sha256": digest}}],
@@ -117,6 +137,7 @@ def new_passport(
     organ: Path, *, author: str, federation: str, round_number: int, now: datetime,
     metrics: Mapping[str, float] | None = None, public: Mapping[str, float] | None = None,
     sharing: Literal["addressees", "federation"] = "addressees", organ_sha256: str | None = None,
+    contributors: tuple[Contributor, ...] = (),
 ) -> Passport:  # fmt: skip
     """A passport for an organ file, unsigned, from what its own manifest says.
 
@@ -127,6 +148,7 @@ def new_passport(
             come from the manifest, as claim, audit and ledger head do.
         sharing: whether a recipient may pass it on within the federation, or only the addressees may have it.
         organ_sha256: the file's digest when the caller has just computed it.
+        contributors: the sites behind a secure sum.
     Raises:
         BadTensorHeader, NotAnOrgan, BadClaim, NotAFile.
     """
@@ -141,7 +163,7 @@ def new_passport(
             parents=tuple(manifest.parents), dp=DpClaim.from_training(manifest.training),
             audit=AuditResult.from_training(manifest.training), metrics=dict(metrics or {}),
             releases=releases_from_training(manifest.training) + _public(public or {}),
-            ledger_head=ledger_head_from_training(manifest.training), created=now, sharing=sharing,
+            ledger_head=ledger_head_from_training(manifest.training), contributors=contributors, created=now, sharing=sharing,
             salt=secrets.token_hex(16),
         )  # fmt: skip
     except ValidationError as error:
@@ -150,6 +172,17 @@ def new_passport(
             where=f"passport, field {field}", expected="what docs/format.md allows", got="something else",
             hint="names are plain, rounds small whole numbers, metrics finite",
         ) from None  # fmt: skip
+
+
+def contributors_of(uploads: Mapping[str, tuple[str, Contribution]]) -> tuple[Contributor, ...]:
+    """How a passport lists the sites behind a secure sum; `uploads` has the digest and the claim of each."""
+    return tuple(
+        Contributor(
+            site=site, upload_sha256=digest, epsilon=one.dp.epsilon if one.dp else None,
+            delta=one.dp.delta if one.dp else None, unit=one.dp.unit if one.dp else None,
+        )
+        for site, (digest, one) in sorted(uploads.items())
+    )  # fmt: skip
 
 
 def _public(numbers: Mapping[str, float]) -> tuple[Release, ...]:

@@ -32,6 +32,7 @@ MAX_KEY_BYTES, MAX_UPLOAD_BYTES, MAX_PARTIAL_BYTES, MAX_SHARES_BYTES = 16 << 10,
 KEY_VALIDITY = timedelta(days=31)
 PUBLIC_KEY_BYTES = 1216
 TAG = b"not-fed/secsum/v1"
+VECTOR_HEAD = b"not-fed words/1\n"  # before the words, so that a relay knows what it stores; 16 bytes, to stay aligned
 
 _KeyText = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]{1622}==\z")]
 _Names = Annotated[tuple[Name, ...], Field(min_length=1, max_length=MAX_SITES)]

@@ -273,6 +273,11 @@ def sign_task(task: Task, *, signer: Signer) -> bytes:
     return sign_statement(task, payload_type=TASK_TYPE, signer=signer)
 
 
+def parse_task(line: bytes) -> Task:
+    """What a task says, unverified: for whoever signed it."""
+    return parse_statement(line, Task, payload_type=TASK_TYPE, where="task", max_bytes=MAX_TASK_BYTES)[1]
+
+
 def verify_task(line: bytes, *, roster: TrustedRoster, now: datetime) -> Task:
     """The task, once its signatures, its signer's place in the roster and its time are checked.
 

@@ -243,7 +243,7 @@ def _plan(federation: FederationFile, run: RunTable, base: Base) -> dict[str, An
         plan["secure_sum"] = federation.secure_sum.model_dump(exclude_none=True)
     else:
         plan["weights"] = {site.name: site.weight for site in federation.sites}
-    if plan["mode"] == "trusted" or (plan["mode"] == "secure-sum" and not federation.secure_sum.blind):
+    if plan["mode"] != "bank":
         plan["base"] = str(base.folder)
     if federation.optimiser is not None:
         plan["optimiser"] = federation.optimiser.model_dump(exclude_none=True)

@@ -42,7 +42,7 @@ class Delivery:
     recipient: str
     bytes: int
     seconds: float
-    kind: Literal["organ", "aggregate"]
+    kind: Literal["organ", "aggregate", "update", "partial"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -161,7 +161,7 @@ def _try_open(job: Job, ref: ParcelRef, parcel: Parcel, sealed: Path) -> Path | 
 
 def _open(job: Job, ref: ParcelRef, parcel: Parcel, sealed: Path) -> Path:
     started, round_number = time.monotonic(), ref.round
-    name = f"aggregate-{round_number}" if job.task.mode == "trusted" else f"from-{ref.sender}-{round_number}"
+    name = f"aggregate-{round_number}" if job.task.mode != "bank" else f"from-{ref.sender}-{round_number}"
     out = job.organs / f"{name}.organ"
     _remove(out)  # left by an attempt that was cut off
     try:

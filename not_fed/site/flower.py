@@ -159,10 +159,16 @@ def _papers(content: RecordDict) -> RoundPapers:
         votes[number] = (*votes.get(number, ()), line)
     return RoundPapers(
         keys=dict(pairs("key-sites", "keys", str)),
-        labels=tuple(line for _, line in pairs("uploaders", "uploads", str)),
+        labels=_lines(record.get("uploads", [])),
         capsules=dict(pairs("capsule-sites", "capsules", str)),
         votes=votes,
     )
+
+
+def _lines(found: object) -> tuple[bytes, ...]:
+    if not isinstance(found, list):
+        raise _bad("papers as lists")
+    return tuple(_checked(line) for line in found)
 
 
 def _parcel(label: bytes, proof: bytes | None, arrays: ArrayRecord, bank: BankAccess) -> Parcel:

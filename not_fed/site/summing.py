@@ -25,7 +25,7 @@ from not_fed.envelope.label import write_label
 from not_fed.envelope.papers import AnswerPapers, RoundPapers
 from not_fed.envelope.passport import new_passport
 from not_fed.envelope.seal import VALID_FOR
-from not_fed.envelope.summing import Contribution, SumCall, active_sha256, start_sha256
+from not_fed.envelope.summing import VECTOR_HEAD, Contribution, SumCall, active_sha256, start_sha256
 from not_fed.envelope.task import Task, TotalRef
 from not_fed.errors import BudgetError, TrustError
 from not_fed.organ.anatomy import Span
@@ -153,7 +153,7 @@ def read_blind(job: Job, total: TotalRef, began: Gathered, vector: Parcel, paper
         )
     ring = Ring.of(plan)
     with vector.on_disk(job.home.private_folder("inbox")) as path:
-        words = np.fromfile(path, dtype=ring.dtype)
+        words = np.fromfile(path, dtype=ring.dtype, offset=len(VECTOR_HEAD))
     with sums(job.home, job.state) as ledger:
         summing = _site_sum(job, plan, ledger)
         summing.unblind(call, labels=papers.labels, capsules_to_me=papers.capsules, total=words)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from not_fed.envelope.summing import VECTOR_HEAD
 from not_fed.errors import InputError
 from not_fed.trust.plans import SumPlan
 
@@ -68,8 +69,8 @@ class Ring:
         return self.clip / self.levels
 
     def vector_bytes(self, parameters: int) -> int:
-        """The size of a vector on its way."""
-        return (parameters + TAIL_WORDS) * self.dtype.itemsize
+        """The size of a vector on its way, with its head."""
+        return len(VECTOR_HEAD) + (parameters + TAIL_WORDS) * self.dtype.itemsize
 
     def check_weight(self, weight: int) -> None:
         """Raises BadSumWeight."""

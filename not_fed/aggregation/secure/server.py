@@ -18,6 +18,7 @@ from not_fed.aggregation.secure import capsules, masks, shamir
 from not_fed.aggregation.secure.ring import CHECK_WORDS, TAIL_WORDS, Ring, Words
 from not_fed.aggregation.secure.site import check_upload
 from not_fed.envelope.summing import (
+    VECTOR_HEAD,
     Contribution,
     Partial,
     Shares,
@@ -108,8 +109,10 @@ class ServerSum:
         self._labels: dict[str, bytes] = {}
         self._papers: dict[str, Upload] = {}
         self._capsules: dict[str, Mapping[str, bytes]] = {}
+        self._added: set[str] = set()
         self._active: Active | None = None
-        self._partials: set[str] = set()
+        self._partials: dict[str, Partial] = {}
+        self._taken: set[str] = set()
         self._missing: tuple[str, ...] | None = None
         self._shares: dict[str, Shares] = {}
         self.wrong_shares: set[str] = set()
@@ -125,25 +128,30 @@ class ServerSum:
         return paper
 
     def add_upload(self, site: str, *, label: bytes, capsules_of: Mapping[str, bytes], vector: memoryview) -> None:
-        """Count an upload: its vector is added to the sum, and not kept.
+        """Count an upload, and add its vector to the sum; the vector is not kept.
 
         Raises:
-            BadVector, and as `check_upload`; nothing was added.
+            BadVector, and as `count_upload`; nothing was added.
         """
+        paper = self.check_upload(site, label=label, capsules_of=capsules_of)
+        self._words(vector, expected=paper.vector_sha256, site=site)
+        self.count_upload(site, label=label, capsules_of=capsules_of)
+        self.add_vector(site, vector=vector)
+
+    def count_upload(self, site: str, *, label: bytes, capsules_of: Mapping[str, bytes]) -> None:
+        """Count an upload whose vector comes later; raises as `check_upload`, and BadSumPaper for a second one."""
         if self._active is not None or site in self._labels:
             raise bad_paper(f"upload of {site}", "one of each site, before the set is fixed", "another")
         paper = self.check_upload(site, label=label, capsules_of=capsules_of)
-        words = self._words(vector, expected=paper.vector_sha256, site=site)
-        np.add(self._total, words, out=self._total)
         self._labels[site], self._papers[site], self._capsules[site] = label, paper, dict(capsules_of)
 
-    def drop_upload(self, site: str, *, vector: memoryview) -> None:
-        """Take an upload out again before the set is fixed: a helper could not open what it sealed."""
-        if self._active is not None or site not in self._labels:
-            raise bad_paper(f"upload of {site}", "one that counts, before the set is fixed", "another")
+    def add_vector(self, site: str, *, vector: memoryview) -> None:
+        """Add the vector of an upload that counts to the sum; raises BadVector, and then nothing was added."""
+        if site not in self._papers or site in self._added:
+            raise bad_paper(f"vector of {site}", "one of each upload that counts", "another")
         words = self._words(vector, expected=self._papers[site].vector_sha256, site=site)
-        np.subtract(self._total, words, out=self._total)
-        del self._labels[site], self._papers[site], self._capsules[site]
+        np.add(self._total, words, out=self._total)
+        self._added.add(site)
 
     def close_uploads(self) -> Active:
         """Fix the set; raises TooFewUploads."""
@@ -171,12 +179,26 @@ class ServerSum:
         return paper
 
     def add_partial(self, site: str, *, statement: bytes, vector: memoryview) -> None:
-        """Take a helper's masks off the sum; raises BadVector, and as `check_partial`."""
+        """Take a helper's masks off the sum; raises BadVector, and as `count_partial`, and then nothing was taken."""
+        paper = self.check_partial(site, statement=statement)
+        self._words(vector, expected=paper.vector_sha256, site=site)
+        self.count_partial(site, statement=statement)
+        self.subtract_vector(site, vector=vector)
+
+    def count_partial(self, site: str, *, statement: bytes) -> None:
+        """Count a helper's answer whose vector comes later; raises as `check_partial`."""
         paper = self.check_partial(site, statement=statement)
         if self._missing is not None or site in self._partials:
             raise bad_paper("partial sum", "one of each helper, before shares are asked for", "another")
-        np.subtract(self._total, self._words(vector, expected=paper.vector_sha256, site=site), out=self._total)
-        self._partials.add(site)
+        self._partials[site] = paper
+
+    def subtract_vector(self, site: str, *, vector: memoryview) -> None:
+        """Take the masks of a helper that counts off the sum; raises BadVector, and then nothing was taken."""
+        if site not in self._partials or site in self._taken:
+            raise bad_paper(f"vector of {site}", "one of each helper that counts", "another")
+        words = self._words(vector, expected=self._partials[site].vector_sha256, site=site)
+        np.subtract(self._total, words, out=self._total)
+        self._taken.add(site)
 
     def close_partials(self) -> tuple[str, ...]:
         """Helpers that gave nothing, to be stood in for; raises HelpersLost when they are too many."""
@@ -215,9 +237,11 @@ class ServerSum:
         Raises:
             HelpersLost, TooFewShares; MasksRemain: the check words are not what they should be. SumImplausible.
         Guarantees: without a lie it is the sum of the sites' words, bit for bit.
-        Proved by: tests/unit/test_secure_sum.py::test_the_sum_is_the_plain_sum_for_every_pattern_of_losses
+        Proved by: tests/unit/test_secure_sum_losses.py::test_the_sum_is_the_plain_sum_for_every_pattern_of_losses
         """
         active = self._fixed()
+        if self._added != set(active.labels) or self._taken != set(self._partials):
+            raise bad_paper("secure sum", "the vector of each upload of the set and of each helper", "fewer")
         missing = self._missing if self._missing is not None else self.close_partials()
         keys = [self._lost_key(uploader, helper) for helper in missing for uploader in active.labels]
         masks.subtract_all(keys, self._total)
@@ -233,6 +257,20 @@ class ServerSum:
             for site, label in active.labels.items()
         }
         return Total(words=self._total, weight=weight, contributions=found)
+
+    def require_vector(
+        self, site: str, *, named: str | None, got: tuple[str, int] | None, size_bytes: int
+    ) -> None:  # fmt: skip
+        """Hold digest and size of a vector, as a relay's label names them, against what its sender has signed here.
+
+        Raises:
+            BadVector.
+        """
+        if got != (None if named is None else (named, size_bytes)):
+            raise BadVector(
+                where=f"vector of {site}", expected="none" if named is None else f"{size_bytes:,} bytes, {named[:12]}",
+                got="none" if got is None else f"{got[1]:,} bytes, {got[0][:12]}", hint="it counts as missing",
+            )  # fmt: skip
 
     def _weight(self, sites: int) -> int:
         """The sum of weights, when it and every word can come of honest sites."""
@@ -266,12 +304,16 @@ class ServerSum:
     def _words(self, vector: memoryview, *, expected: str, site: str) -> Words:
         size = self._ring.vector_bytes(self.call.parameters)
         flat = memoryview(vector).cast("B")
-        if flat.nbytes != size or hashlib.sha256(flat).hexdigest() != expected:
+        if (
+            flat.nbytes != size
+            or flat[: len(VECTOR_HEAD)] != VECTOR_HEAD
+            or hashlib.sha256(flat).hexdigest() != expected
+        ):
             raise BadVector(
                 where=f"vector of {site}", expected=f"{size:,} bytes that it has signed", got=f"{flat.nbytes:,} others",
                 hint="nothing was added; it counts as missing",
             )  # fmt: skip
-        return np.frombuffer(flat, dtype=self._ring.dtype)
+        return np.frombuffer(flat, dtype=self._ring.dtype, offset=len(VECTOR_HEAD))
 
 
 def check_total(words: Words, *, plan: SumPlan, sites: int, where: str) -> int:

@@ -22,6 +22,7 @@ from not_fed.aggregation.secure.ledger import OwnKey, SumLedger
 from not_fed.aggregation.secure.ring import BLOCK_WORDS, CHECK_WORDS, Ring, Words
 from not_fed.envelope.summing import (
     KEY_VALIDITY,
+    VECTOR_HEAD,
     Contribution,
     Partial,
     RoundKey,
@@ -417,7 +418,8 @@ class _Masked:
         weight: int,
     ) -> None:  # fmt: skip
         self._ring, self._streams, self._blinding, self._sink, self._weight = ring, streams, blinding, sink, weight
-        self._digest, self._update = hashlib.sha256(), hashlib.sha256()
+        self._digest, self._update = hashlib.sha256(VECTOR_HEAD), hashlib.sha256()
+        sink(memoryview(VECTOR_HEAD))
         self._count = self.clipped = 0
 
     def add(self, block: NDArray[np.float32]) -> None:
@@ -461,7 +463,8 @@ class _Masked:
 
 def _sum_masks(ring: Ring, keys: Sequence[bytes], *, words: int, sink: Sink) -> str:
     """The sum of masks, block by block to `sink`; its digest."""
-    streams, digest = [masks.MaskStream(key) for key in keys], hashlib.sha256()
+    streams, digest = [masks.MaskStream(key) for key in keys], hashlib.sha256(VECTOR_HEAD)
+    sink(memoryview(VECTOR_HEAD))
     total = words + len(ring.tail(1))
     for start in range(0, total, BLOCK_WORDS):
         block = np.zeros(min(BLOCK_WORDS, total - start), dtype=ring.dtype)
