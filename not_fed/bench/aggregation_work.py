@@ -366,7 +366,7 @@ class Round:
 
     def _make_roster(self) -> TrustedRoster:
         members = [(self._identity(name), ["author", "receiver"]) for name in self.names]
-        members.append((self._identity(self.plan.coordinator), ["relay"]))
+        members.append((self._identity(self.plan.coordinator), ["relay", "aggregator"]))
         place = self.folder / "roster"
         create_roster(
             place, federation=self.plan.federation, steward=Steward.generate("steward"), members=members,

@@ -139,8 +139,7 @@ def _make_rosters(
 ) -> None:
     """A steward whose keys exist during this call only signs the roster; everybody pins its root."""
     summed = plan.sum_plan() if plan.mode == "secure-sum" else None
-    makes_it = plan.mode == "trusted" or (summed is not None and not summed.blind)
-    roles = {COORDINATOR: ["relay", "aggregator"] if makes_it else ["relay"]}
+    roles = {COORDINATOR: ["relay"] if plan.mode == "bank" else ["relay", "aggregator"]}
     members: list[tuple[PublicIdentity, Iterable[str]]] = [
         (identity, roles.get(name, ["author", "receiver"])) for name, identity in identities.items()
     ]

@@ -14,6 +14,8 @@ from not_fed.errors import InputError, TrustError
 from not_fed.trust.members import Member, MemberNotActive, RosterFile, TrustedRoster, UnknownMember, WrongRole
 from not_fed.trust.plans import MAX_PLANS, MAX_REMOVED, PlansFile, SumPlan
 
+SITE_ROLES = ("author", "receiver")  # it answers for what it trained, and is sent the aggregate
+COORDINATOR_ROLES = ("relay", "aggregator")  # it signs tasks, and takes the masked words and adds them up
 PlanEdit = Callable[[RosterFile, PlansFile], PlansFile]
 
 
@@ -52,7 +54,8 @@ def planning(*plans: SumPlan, now: datetime) -> PlanEdit:
 
     Raises:
         UnsafePlan: it would protect nobody, or could not work. PlanExists, PlanOfAnother, TooManyPlans.
-        UnknownMember, MemberNotActive, WrongRole: a site that is no author now, a coordinator that is no relay.
+        UnknownMember, MemberNotActive, WrongRole: a site that is not author and receiver now, a coordinator that is not
+        relay and aggregator.
     Proved by: tests/attacks/test_roster_plans.py::test_a_plan_that_breaks_the_rule_is_not_proposed
     """
 
@@ -100,7 +103,7 @@ def check_taking_part(plan: SumPlan, members: Mapping[str, Member], *, now: date
     Raises:
         UnknownMember, MemberNotActive, WrongRole.
     """
-    for name, role in ((plan.coordinator, "relay"), *((site, "author") for site in plan.sites)):
+    for name, roles in ((plan.coordinator, COORDINATOR_ROLES), *((site, SITE_ROLES) for site in plan.sites)):
         member = members.get(name)
         where, hint = f"plan of run {plan.run}", "nothing was changed; first enrol, extend or restore that member"
         if member is None:
@@ -108,10 +111,11 @@ def check_taking_part(plan: SumPlan, members: Mapping[str, Member], *, now: date
         if not member.active or (now is not None and not member.is_current(now)):
             got = "revoked" if not member.active else f"valid until {canonical.format_time(member.not_after)}"
             raise MemberNotActive(where=where, expected=f"{name} to be active", got=got, hint=hint)
-        if role not in member.roles:
+        if not member.roles.issuperset(roles):
             raise WrongRole(
-                where=where, expected=f"{name} to be {role}", got=", ".join(sorted(member.roles)), hint=hint
-            )
+                where=where, expected=f"{name} to be {' and '.join(roles)}", got=", ".join(sorted(member.roles)),
+                hint="nothing was changed; roles are given when a member is enrolled",
+            )  # fmt: skip
 
 
 def check_plans_kept(before: TrustedRoster, after: TrustedRoster) -> None:

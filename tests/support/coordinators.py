@@ -49,7 +49,7 @@ class Hub:
         for name, one in joining.items():
             Nodes(home).enrol(one.enrolment(now=now), federation=FEDERATION, coordinator="hub", now=now)
             assert add_site(home, name)
-        members = [(created.identity, ["relay"])]
+        members = [(created.identity, ["relay", "aggregator"])]
         members += [
             (joining[name].site.public, ["author", "receiver"]) for name in (sites if on_roster is None else on_roster)
         ]

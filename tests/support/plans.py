@@ -37,7 +37,7 @@ def planned_council(folder: Path, *, plans: Sequence[SumPlan] = ()) -> Council:
     folder.mkdir()
     stewards = tuple(Steward.generate(name) for name in NAMES)
     sites = {name: Site.make(name) for name in (*SITES, "reader", "hub")}
-    roles = {"hub": ["relay"], "reader": ["receiver"]}
+    roles = {"hub": ["relay", "aggregator"], "reader": ["receiver"]}
     members = [(site.public, roles.get(name, ["author", "receiver"])) for name, site in sites.items()]
     digest = create_roster(
         folder / "alice", federation=FEDERATION, steward=stewards, members=members, plans=plans, now=NOW

@@ -118,7 +118,7 @@ def remove_last(council: Council) -> Path:
 def test_a_roster_is_created_with_its_plans(tmp_path: Path) -> None:
     members = [
         *((Site.make(name).public, ["author", "receiver"]) for name in SITES),
-        (Site.make("hub").public, ["relay"]),
+        (Site.make("hub").public, ["relay", "aggregator"]),
     ]
     one, two = Steward.generate("one"), sum_plan(run="summer")
 
@@ -202,7 +202,9 @@ def test_whoever_takes_part_later_leaves_the_plan_as_it_is(council: Council) -> 
     assert revoke_member(council.of("alice"), name="ward", steward=two, now=NOW).plans == {"spring": GOOD}
     with pytest.raises(MemberNotActive):
         add_plan(council.of("alice"), plan=sum_plan(run="summer"), steward=two, now=NOW)
-    add_member(council.of("alice"), identity=Site.make("ward").public, roles=["author"], steward=two, now=NOW)
+    add_member(
+        council.of("alice"), identity=Site.make("ward").public, roles=["author", "receiver"], steward=two, now=NOW
+    )
     assert set(add_plan(council.of("alice"), plan=sum_plan(run="summer"), steward=two, now=NOW).plans) == {
         "spring", "summer",
     }  # fmt: skip
@@ -270,7 +272,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert len(keys) == 2
     from not_fed.keys import load_steward
 
-    members = [*((Site.make(name).public, ["author"]) for name in SITES), (Site.make("hub").public, ["relay"])]
+    members = [
+        *((Site.make(name).public, ["author", "receiver"]) for name in SITES),
+        (Site.make("hub").public, ["relay", "aggregator"]),
+    ]
     stewards = [load_steward(folder / name, passphrase=secret) for name in ("s1", "s2")]
     create_roster(folder / "R", federation=FEDERATION, steward=stewards, members=members)
     (folder / "federation.toml").write_text(FEDERATION_TOML)
