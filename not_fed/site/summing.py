@@ -111,12 +111,12 @@ def send_help(job: Job, papers: RoundPapers) -> Sent:
     """
     call = _call(job)
     _check_length(job, call)
+    _check_set(job, call, papers)
     out = _outbox(job) / f"help-{call.sha256}.vector"
     with sums(job.home, job.state) as ledger, files.new_file(out, overwrite=True) as file:
         helped = _site_sum(job, plan_of(job), ledger).help(
             call, labels=papers.labels, capsules_to_me=papers.capsules, sink=file.write
         )
-    _check_set(job, call, papers)
     return Sent(
         vector=out, label=_relay_label(job, out, helped.vector_sha256),
         papers=AnswerPapers(statement=helped.statement), notes={"helped": len(papers.labels)},

@@ -133,10 +133,12 @@ class ServerSum:
         Raises:
             BadVector, and as `count_upload`; nothing was added.
         """
-        paper = self.check_upload(site, label=label, capsules_of=capsules_of)
-        self._words(vector, expected=paper.vector_sha256, site=site)
         self.count_upload(site, label=label, capsules_of=capsules_of)
-        self.add_vector(site, vector=vector)
+        try:
+            self.add_vector(site, vector=vector)
+        except BadVector:
+            del self._labels[site], self._papers[site], self._capsules[site]
+            raise
 
     def count_upload(self, site: str, *, label: bytes, capsules_of: Mapping[str, bytes]) -> None:
         """Count an upload whose vector comes later; raises as `check_upload`, and BadSumPaper for a second one."""
@@ -180,10 +182,12 @@ class ServerSum:
 
     def add_partial(self, site: str, *, statement: bytes, vector: memoryview) -> None:
         """Take a helper's masks off the sum; raises BadVector, and as `count_partial`, and then nothing was taken."""
-        paper = self.check_partial(site, statement=statement)
-        self._words(vector, expected=paper.vector_sha256, site=site)
         self.count_partial(site, statement=statement)
-        self.subtract_vector(site, vector=vector)
+        try:
+            self.subtract_vector(site, vector=vector)
+        except BadVector:
+            del self._partials[site]
+            raise
 
     def count_partial(self, site: str, *, statement: bytes) -> None:
         """Count a helper's answer whose vector comes later; raises as `check_partial`."""
