@@ -28,7 +28,7 @@ from not_fed.envelope.passport import parse_passport
 from not_fed.errors import NotFedError
 from not_fed.home import Home
 from not_fed.organ.organ import read_organ
-from not_fed.organ.transplant import apply_transplant, plan_transplant
+from not_fed.organ.transplant import apply_transplant, plan_body
 from not_fed.processes.bundle import hospitals_folder
 from not_fed.progress import Progress, silent
 from not_fed.report import write_report
@@ -198,8 +198,8 @@ def _attempt(sealed: bytes, *, home: Path, scratch: Path) -> dict[str, Any]:
 
 
 def _transplant(result: SimulationResult, *, out: Path) -> None:
-    if result.aggregate is not None:
-        apply_transplant(plan_transplant(organ=read_organ(result.aggregate), base=result.prepared.base), out=out)
+    if result.body:
+        apply_transplant(plan_body([read_organ(organ) for organ in result.body], base=result.prepared.base), out=out)
 
 
 def _details(

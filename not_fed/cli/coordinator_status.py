@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 Line = tuple[str, str]
+_WORDS = {
+    "train": "round {}", "help": "  masks off", "reveal": "  stand-ins", "vote": "  vote", "receive": "result",
+}  # fmt: skip
 
 
 def lines_of(status: Mapping[str, Any]) -> list[Line]:
@@ -28,12 +31,13 @@ def _run(run: Mapping[str, Any] | None) -> Iterator[Line]:
         return
     yield "run", f"{run['name']}, mode {run['mode']}, {run['rounds']} rounds: {run['outcome'] or 'not begun'}"
     for step in run["steps"]:
-        what = f"round {step['round']}" if step["kind"] == "train" else "result"
-        yield what, _step(step)
+        yield _WORDS[step["kind"]].format(step["round"]), _step(step)
         for attempt in step["attempts"]:
             if attempt["outcome"] == "too-few":
                 missing = ", ".join(f"{site} ({why})" for site, why in attempt["missing"].items())
                 yield "", f"attempt {attempt['number']} closed with too few answers; missing: {missing}"
+    for one in run["outcomes"]:
+        yield f"round {one['round']}", f"{one['outcome']}{': ' * bool(one['why'])}{one['why']}"
     for one in run["awaited"]:
         yield "awaited", f"{one['site']}, since {one['since']}{', which said ' + one['said'] if one['said'] else ''}"
 

@@ -63,7 +63,7 @@ def show_command(
 
 
 def transplant_command(
-    organ: Annotated[Path, typer.Argument(help="The organ to put in.")],
+    organs: Annotated[list[Path], typer.Argument(help="The organ to put in; or several, of layers of their own.")],
     into: Annotated[str, typer.Option("--into", help="Model folder, hub id, or smollm2-135m.")],
     out: Annotated[Path | None, typer.Option("--out", help="The new model folder.")] = None,
     mode: Annotated[Mode, typer.Option("--mode", help="How the organ is put in.")] = Mode.REPLACE,
@@ -78,28 +78,33 @@ def transplant_command(
 ) -> None:
     """Put an organ into a copy of a model: an ordinary Hugging Face folder comes out."""
     from not_fed.organ.organ import read_organ
-    from not_fed.organ.transplant import apply_transplant, plan_transplant
+    from not_fed.organ.transplant import apply_transplant, plan_body, plan_transplant
     from not_fed.resources.bases import find_base
 
+    if at is not None and len(organs) > 1:
+        raise UsageError(
+            where="--at", expected="one organ", got=f"{len(organs)}",
+            hint="leave --at out: each goes where it was cut; or put them in one after the other",
+        )  # fmt: skip
     with shown() as progress:
-        plan = plan_transplant(
-            organ=read_organ(organ),
-            base=find_base(into, progress=progress),
-            at=at,
-            accept_different_base=accept_different_base,
-        )
+        found, base = [read_organ(organ) for organ in organs], find_base(into, progress=progress)
+        if len(found) == 1:
+            plan = plan_transplant(organ=found[0], base=base, at=at, accept_different_base=accept_different_base)
+        else:
+            plan = plan_body(found, base=base, accept_different_base=accept_different_base)
         if not dry_run:
             if out is None:
                 raise UsageError(
                     where="not-fed transplant", expected="--out, or --dry-run", got="neither", hint="add --out DIR"
                 )
             apply_transplant(plan, out=out, progress=progress)
+    places = [[graft.at.start, graft.at.stop] for graft in plan.grafts]
     result = {
         "schema": "not-fed/transplanted/1",
         "out": None if out is None else str(out),
         "mode": mode.value,
         "replaced": sorted(plan.tensors),
-        "at": [plan.at.start, plan.at.stop],
+        "at": places[0] if len(places) == 1 else places,
         "exact": plan.exact,
         "dry_run": dry_run,
     }
@@ -107,10 +112,11 @@ def transplant_command(
         result,
         as_json=as_json,
         lines=[
-            ("organ", f"{organ}, layers {plan.organ.span}"),
+            *(("organ", f"{graft.organ.path}, layers {graft.organ.span}") for graft in plan.grafts),
             (
                 "into",
-                f"{plan.base.folder}, layers {plan.at}" + ("" if plan.exact else "; NOT the layers it was cut from"),
+                f"{plan.base.folder}, layers {', '.join(str(graft.at) for graft in plan.grafts)}"
+                + ("" if plan.exact else "; NOT the layers it was cut from"),
             ),
             ("replaced", f"{len(plan.tensors)} tensors in {len(plan.touched)} of the base's files"),
             ("out", "dry run: nothing was written" if dry_run else str(out)),

@@ -16,7 +16,7 @@ from not_fed import files
 from not_fed.coordinator.kept_log import log_folder
 from not_fed.coordinator.rounds import Order, Reply, Rounds
 from not_fed.coordinator.state import Step, run_lock
-from not_fed.envelope.carried import MAX_CARRIED_BYTES, CarriedAnswer, verify_carried
+from not_fed.envelope.carried import MAX_CARRIED_BYTES, CarriedAnswer, require_by_file, verify_carried
 from not_fed.errors import NotFedError, TrustError
 from not_fed.home import Home
 from not_fed.transfer import stick
@@ -133,6 +133,7 @@ def import_answers(home: Path, folder: Path, *, close: bool = False, now: dateti
 def _rounds(home: Path, *, now: datetime) -> Iterator[Rounds]:
     with run_lock(home):
         rounds = Rounds(home, now=now)
+        require_by_file(rounds.plan.mode, quorum=rounds.quorum)
         with rounds.state.session():
             yield rounds
 

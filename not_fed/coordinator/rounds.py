@@ -362,7 +362,7 @@ class Rounds:
             bodies: without, no sealed organ travels inside, however small.
         """
         issued = self._task(step, now=now)
-        refs = self._to_send(step, issued.task, site)
+        refs = self._to_send(step, issued.task, site, all_of_them=not bodies)
         labels = {ref.sealed_sha256: self.bank.label(ref.sealed_sha256) for ref in refs}
         papers = self._log_papers(site, issued, labels)
         parcels = []
@@ -388,11 +388,11 @@ class Rounds:
             papers=self._round_papers(issued.task, site, now=now),
         )
 
-    def _to_send(self, step: Step, task: Task, site: str) -> list[ParcelRef]:
+    def _to_send(self, step: Step, task: Task, site: str, *, all_of_them: bool) -> list[ParcelRef]:
         """What a site does not have: of rounds before the newest, nothing that it has taken in for an earlier task."""
         newest = max((ref.round for ref in task.parcels), default=0)
         refs = [ref for ref in task.parcels if ref.sender != site]
-        if site not in self._send_all:
+        if site not in self._send_all and not all_of_them:
             had = self._has_opened(step, site)
             refs = [ref for ref in refs if ref.round == newest or ref.sealed_sha256 not in had]
         if task.total is not None:

@@ -16,6 +16,8 @@ from not_fed.coordinator.nodes import Nodes
 from not_fed.coordinator.plan import PLAN_FILE, FederationPlan
 from not_fed.coordinator.serving import serving
 from not_fed.coordinator.state import GOOD, Attempt, CoordinatorState
+from not_fed.envelope.summing import SumCall
+from not_fed.envelope.task import ORDER_OF_KINDS
 from not_fed.errors import NotFedError
 from not_fed.processes import tls
 from not_fed.trust.roster import TrustedRoster, load_roster
@@ -86,11 +88,15 @@ def _roster(roster: TrustedRoster) -> dict[str, Any]:
 def _run(state: CoordinatorState, plan: FederationPlan) -> dict[str, Any]:
     attempts, answers = state.attempts(plan.run), state.answers(plan.run)
     current = attempts[-1] if attempts else None
-    steps = sorted({(one.step.round, one.step.kind == "receive", one.step.kind) for one in attempts})
+    steps = sorted({(one.step.round, ORDER_OF_KINDS.index(one.step.kind), one.step.kind) for one in attempts})
     return {
         "name": plan.run, "mode": plan.mode, "outcome": state.outcome(plan.run), "rounds": plan.rounds,
         "min_answers": plan.min_answers, "round": current.step.round if current else None,
         "awaited": _awaited(state, plan, current),
+        "outcomes": [
+            {"round": number, "outcome": outcome, "why": why}
+            for number, (outcome, why) in state.round_outcomes(plan.run).items()
+        ],
         "steps": [
             {
                 "round": number, "kind": kind,
@@ -123,9 +129,15 @@ def _awaited(state: CoordinatorState, plan: FederationPlan, current: Attempt | N
     if current is None or current.closed is not None or state.outcome(plan.run) == "complete":
         return []
     answers = {one.site: one for one in state.answers(plan.run, step=current.step)}
+    asked = plan.sites
+    if current.step.kind == "help":
+        line = state.call(plan.run, current.step.round)
+        call = None if line is None else SumCall.from_payload(line, where="call in the coordinator's state")
+        rule = plan.sum_plan().thresholds(None if call is None else len(call.names))
+        asked = [] if call is None else call.helpers(rule.helpers)
     return [
         {"site": site, "since": _time(current.opened), "said": answers[site].code if site in answers else None}
-        for site in plan.sites
+        for site in asked
         if site not in answers or answers[site].status not in GOOD
     ]
 

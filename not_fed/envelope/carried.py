@@ -14,8 +14,8 @@ from pydantic import Field, StringConstraints, model_validator
 from not_fed.envelope.dsse import Moment, Name, Sha256, Statement, parse_statement, sign_statement
 from not_fed.envelope.label import MAX_LABEL_BYTES
 from not_fed.envelope.receipt import MAX_RECEIPT_BYTES
-from not_fed.envelope.task import Hex128, Kind
-from not_fed.errors import TrustError
+from not_fed.envelope.task import Hex128, Kind, Mode
+from not_fed.errors import InputError, TrustError
 from not_fed.keys import Signer
 from not_fed.trust.members import CLOCK_SKEW, TrustedRoster
 
@@ -30,6 +30,21 @@ class BadCarriedAnswer(TrustError):
     """This is not an answer that the site signed for this coordinator."""
 
     code = "bad-carried-answer"
+
+
+class NotByFile(InputError):
+    """A secure sum, or a vote, needs several trips within a round, which nobody wants to carry."""
+
+    code = "not-by-file"
+
+
+def require_by_file(mode: Mode, *, quorum: int) -> None:
+    """Raises NotByFile where a round has more than one trip."""
+    if mode == "secure-sum" or quorum:
+        raise NotByFile(
+            where="mode of the run", expected="bank, or trusted without a quorum, where orders travel by file",
+            got=mode, hint="nothing was done; this run needs a network: not-fed coordinator serve, not-fed site join",
+        )  # fmt: skip
 
 
 class CarriedAnswer(Statement):

@@ -163,8 +163,8 @@ def new_passport(
             parents=tuple(manifest.parents), dp=DpClaim.from_training(manifest.training),
             audit=AuditResult.from_training(manifest.training), metrics=dict(metrics or {}),
             releases=releases_from_training(manifest.training) + _public(public or {}),
-            ledger_head=ledger_head_from_training(manifest.training), contributors=contributors, created=now, sharing=sharing,
-            salt=secrets.token_hex(16),
+            ledger_head=ledger_head_from_training(manifest.training), contributors=contributors, created=now,
+            sharing=sharing, salt=secrets.token_hex(16),
         )  # fmt: skip
     except ValidationError as error:
         field = next(iter(error.errors(include_input=False)[0]["loc"]), "releases")

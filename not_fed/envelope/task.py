@@ -30,6 +30,7 @@ _MAX_VALIDITY = timedelta(days=30)
 Version = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,63}\z")]
 Mode = Literal["bank", "secure-sum", "trusted"]
 Kind = Literal["train", "help", "reveal", "vote", "receive"]
+ORDER_OF_KINDS: Final[tuple[Kind, ...]] = ("train", "help", "reveal", "vote", "receive")  # within a round
 Hex128 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}\z")]
 
 

@@ -109,7 +109,7 @@ def apply_intake(
             )
             write_transplant(transplant, part, progress=progress)
             opened.organ.unlink()
-            record_transplant(transplant, part, organ_sha256=opened.organ_sha256)
+            record_transplant(transplant, part, organs_sha256=[opened.organ_sha256])
             _file_papers(plan, part / NOTES, opened, now=now)
         undo.callback(shutil.rmtree, out, ignore_errors=True)
         seen.record(opened.waybill_key, opened.expires)

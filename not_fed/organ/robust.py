@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from not_fed.aggregation.robust import Combination, Contribution, Remark, Stored, combine
@@ -39,18 +39,20 @@ class RobustOrgans:
         self._organs.append(Contribution(name=name, sha256=info.sha256, tensors=info.places, weight=weight))
         self._claims.append(claim)
 
-    def write(self, out: Path) -> tuple[OrganInfo, tuple[Remark, ...]]:
-        """Write the aggregate; what the rule did about single organs comes with it.
+    def write(self, out: Path, *, tell: Callable[[Remark], None] = lambda remark: None) -> OrganInfo:
+        """Write the aggregate.
 
+        Args:
+            tell: told of each organ that is not in it as it came, also when nothing can be written for too few organs.
         Raises:
             as `combine` and `Combination.blocks`; then nothing was written.
         Proved by: tests/unit/test_robust.py::test_the_manifest_says_which_rule_was_used_and_who_was_left_out
         """
         if self._manifest is None:
             raise OrgansDiffer(where="aggregate", expected="at least one organ", got="none", hint="wait for an organ")
-        combined = combine(self._organs, rule=self._rule, start=self._start)
+        combined = combine(self._organs, rule=self._rule, start=self._start, tell=tell)
         _write(combined, out, self._metadata(combined, self._manifest))
-        return read_organ(out), combined.remarks
+        return read_organ(out)
 
     def _metadata(self, combined: Combination, origin: Manifest) -> dict[str, str]:
         how = self._rule.as_training() | {"dp": weakest(self._claims)}

@@ -1,4 +1,4 @@
-"""Put an organ into a copy of a base: plan from headers, then apply what the plan says to the files the plan saw.
+"""Put organs into a copy of a base: plan from headers, then apply what the plan says to the files the plan saw.
 
 The base's folder is never changed. The new folder is an ordinary Hugging Face checkpoint: shards without a replaced
 tensor are hard links where the file system allows, the others are copied with only the organ's bytes written over.
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from not_fed import canonical, files
 from not_fed.errors import FitError, InputError
 from not_fed.organ.anatomy import Span
+from not_fed.organ.body import require_apart
 from not_fed.organ.checkpoint import Base, Place, digest_tensors, open_base
 from not_fed.organ.extract import extract
 from not_fed.organ.fit import check_fit
@@ -26,6 +27,7 @@ NOTES = "not-fed"  # folder inside the new checkpoint
 UNDO = "taken-out.organ"
 RECORD = "transplant.json"
 SCHEMA = "not-fed/transplant-record/1"
+BODY_SCHEMA = "not-fed/transplant-record/2"  # of several organs
 
 
 class NothingToUndo(InputError):
@@ -47,21 +49,42 @@ class ChangedSincePlan(InputError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TransplantPlan:
-    """What would change, decided from headers alone: safe to print and review.
+class Graft:
+    """One organ and its place.
 
     Attributes:
         tensors: name in the base -> name in the organ, for every tensor that is replaced.
         exact: the organ was cut from exactly the layers that it replaces.
-        states: size and modification time of every file the plan looked at.
     """
 
     organ: OrganInfo
-    base: Base
     at: Span
     exact: bool
     tensors: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransplantPlan:
+    """What would change, decided from headers alone: safe to print and review.
+
+    Attributes:
+        grafts: the organs, from the lowest layer up; no layer is in two of them.
+        states: size and modification time of every file the plan looked at.
+    """
+
+    base: Base
+    grafts: tuple[Graft, ...]
     states: Mapping[Path, tuple[int, int]]
+
+    @property
+    def exact(self) -> bool:
+        """Whether each organ was cut from exactly the layers that it replaces."""
+        return all(graft.exact for graft in self.grafts)
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """The names, in the base, of all tensors that are replaced."""
+        return frozenset(name for graft in self.grafts for name in graft.tensors)
 
     @property
     def touched(self) -> frozenset[Path]:
@@ -83,15 +106,32 @@ def plan_transplant(
         at: first layer of the place; None is where the organ was cut.
         accept_different_base: the blood types agree, the layers differ, and that is all right.
     """
-    fit = check_fit(organ, base=base, at=at, accept_different_base=accept_different_base)
-    names = base.span_names(fit.at)
-    looked_at = {organ.path, *(place.file for place in base.places.values())}
+    return _plan([(organ, at)], base=base, accept_different_base=accept_different_base)
+
+
+def plan_body(organs: Sequence[OrganInfo], *, base: Base, accept_different_base: bool = False) -> TransplantPlan:
+    """As `plan_transplant`, for several organs at once, each where it was cut.
+
+    Raises:
+        SpansOverlap: two of them share a layer. FitError: one does not fit.
+    Proved by: tests/unit/test_body.py::test_a_body_is_transplanted_at_once_and_undone_at_once,
+        tests/unit/test_body.py::test_organs_that_share_a_layer_are_no_body
+    """
+    require_apart([(organ.span, organ.path.name) for organ in organs])
+    return _plan([(organ, None) for organ in organs], base=base, accept_different_base=accept_different_base)
+
+
+def _plan(organs: Sequence[tuple[OrganInfo, int | None]], *, base: Base, accept_different_base: bool) -> TransplantPlan:
+    grafts = []
+    for organ, at in organs:
+        fit = check_fit(organ, base=base, at=at, accept_different_base=accept_different_base)
+        names = base.span_names(fit.at)
+        tensors = {names[name]: name for name in organ.places}
+        grafts.append(Graft(organ=organ, at=fit.at, exact=fit.exact, tensors=tensors))
+    looked_at = {*(organ.path for organ, _ in organs), *(place.file for place in base.places.values())}
     return TransplantPlan(
-        organ=organ,
         base=base,
-        at=fit.at,
-        exact=fit.exact,
-        tensors={names[name]: name for name in organ.places},
+        grafts=tuple(sorted(grafts, key=lambda graft: graft.at)),
         states={path: _state(path) for path in looked_at},
     )
 
@@ -108,7 +148,7 @@ def apply_transplant(plan: TransplantPlan, *, out: Path, progress: Progress = si
     """
     with files.new_folder(out) as part:
         write_transplant(plan, part, progress=progress)
-        record_transplant(plan, part, organ_sha256=plan.organ.sha256)
+        record_transplant(plan, part, organs_sha256=[graft.organ.sha256 for graft in plan.grafts])
     return out
 
 
@@ -135,10 +175,9 @@ def undo_transplant(folder: Path, *, out: Path, progress: Progress = silent) -> 
         every tensor of `out` is bit-identical to the base's: its digest is the one on record.
     Proved by: tests/journeys/test_import.py::test_undo_gives_the_base_back_bit_for_bit
     """
-    at, base_sha256 = _read_record(folder)
-    plan = plan_transplant(
-        organ=read_organ(folder / NOTES / UNDO), base=open_base(folder), at=at, accept_different_base=True
-    )
+    taken_out, base_sha256 = _read_record(folder)
+    organs = [(read_organ(folder / NOTES / name), at) for name, at in taken_out]
+    plan = _plan(organs, base=open_base(folder), accept_different_base=True)
     with files.new_folder(out) as part:
         write_transplant(plan, part, progress=progress)
         restored = digest_tensors(open_base(part).places, progress=progress)
@@ -150,20 +189,26 @@ def undo_transplant(folder: Path, *, out: Path, progress: Progress = silent) -> 
     return base_sha256
 
 
-def _read_record(folder: Path) -> tuple[int, str]:
-    """First layer of the place, and the digest of the base that was."""
+def _read_record(folder: Path) -> tuple[list[tuple[str, int]], str]:
+    """Which file has the layers that were taken out of each place, and the digest of the base that was."""
     where = folder / NOTES / RECORD
+    taken_out, base_sha256 = [], None
     try:
         record = canonical.loads(files.read_regular(where, max_bytes=1 << 24), where=str(where))
-        at, base_sha256 = record["at"][0], record["base_sha256"]
-    except (InputError, KeyError, IndexError, TypeError):
-        at = base_sha256 = None
-    if not isinstance(at, int) or not isinstance(base_sha256, str):
+        base_sha256 = record["base_sha256"]
+        if record["schema"] == BODY_SCHEMA:
+            spans = [Span(*graft["at"]) for graft in record["grafts"]]
+            taken_out = [(_undo_name(span), span.start) for span in spans]
+        else:
+            taken_out = [(UNDO, Span(*record["at"]).start)]
+    except (InputError, KeyError, TypeError):
+        taken_out = []
+    if not taken_out or not isinstance(base_sha256, str):
         raise NothingToUndo(
             where=str(where), expected="the record of a transplant", got="none",
             hint="name the folder that not-fed transplant or import wrote",
         )  # fmt: skip
-    return at, base_sha256
+    return taken_out, base_sha256
 
 
 def _write_shards(plan: TransplantPlan, folder: Path, progress: Progress) -> None:
@@ -180,11 +225,12 @@ def _write_shards(plan: TransplantPlan, folder: Path, progress: Progress) -> Non
 def _rewrite(plan: TransplantPlan, shard: Path, target: Path) -> None:
     with files.open_regular(shard) as source, files.new_file(target, mode=0o644) as copy:
         shutil.copyfileobj(source, copy, files.BLOCK_BYTES)
-        for name, organ_name in plan.tensors.items():
-            place = plan.base.places[name]
-            if place.file == shard:
-                copy.seek(place.begin)
-                copy.writelines(_blocks(plan.organ.places[organ_name], size=place.end - place.begin))
+        for graft in plan.grafts:
+            for name, organ_name in graft.tensors.items():
+                place = plan.base.places[name]
+                if place.file == shard:
+                    copy.seek(place.begin)
+                    copy.writelines(_blocks(graft.organ.places[organ_name], size=place.end - place.begin))
 
 
 def _blocks(place: Place, *, size: int) -> Iterable[bytes]:
@@ -202,21 +248,32 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def record_transplant(plan: TransplantPlan, folder: Path, *, organ_sha256: str) -> None:
-    """Write into `folder`/not-fed what was done, and the layers that were taken out; needs no organ file any more."""
+def record_transplant(plan: TransplantPlan, folder: Path, *, organs_sha256: Sequence[str]) -> None:
+    """Write into `folder`/not-fed what was done, and the layers that were taken out; needs no organ file any more.
+
+    Args:
+        organs_sha256: of the plan's grafts, in their order.
+    """
     notes = folder / NOTES
     notes.mkdir(exist_ok=True)
-    extract(plan.base, span=plan.at, out=notes / UNDO)
+    single = len(plan.grafts) == 1
+    grafts = []
+    for graft, sha256 in zip(plan.grafts, organs_sha256, strict=True):
+        name = UNDO if single else _undo_name(graft.at)
+        extract(plan.base, span=graft.at, out=notes / name)
+        grafts.append({"at": [graft.at.start, graft.at.stop], "organ_sha256": sha256, "undo": f"{NOTES}/{name}"})
     done = {
-        "schema": SCHEMA,
+        "schema": SCHEMA if single else BODY_SCHEMA,
         "mode": "replace",
-        "at": [plan.at.start, plan.at.stop],
-        "organ_sha256": organ_sha256,
         "base_sha256": plan.base.sha256,
         "replaced": sorted(plan.tensors),
-        "undo": f"{NOTES}/{UNDO}",
+        **(grafts[0] if single else {"grafts": grafts}),
     }
     files.write_atomic(notes / RECORD, canonical.dumps(done) + b"\n", mode=0o644)
+
+
+def _undo_name(at: Span) -> str:
+    return f"taken-out-{at.start}-{at.stop}.organ"
 
 
 def _check_unchanged(plan: TransplantPlan) -> None:

@@ -148,7 +148,8 @@ data = {data}
 base = {base}
 base_sha256 = {base_sha256}
 spans = {spans}  # layers that may be trained
-modes = [{mode}]  # "bank": organs go to the other sites; "trusted": to the coordinator, which averages them
+modes = [{mode}]  # "bank": organs go to the other sites; "trusted": to the coordinator, which averages them;
+# "secure-sum": masked changes, of which the coordinator learns the sum, under a plan that the stewards have signed
 max_rounds = {rounds}
 max_epochs = 2.0  # passes over the records in one round, at most
 # partners = ["neurology"]  # the sites that organs are shared with; without it, all whom the stewards admit
@@ -157,6 +158,7 @@ metrics_that_may_leave = []  # exact numbers about the training: "steps", "token
 
 # approval = "never"  # "run" or "round": a person agrees first, with `not-fed site approve`
 # hours = ["20:00-06:00"]  # local time in which work is done; without it, always
+# sum_weight = 1  # how often this site counts in a secure sum, up to the plan's max_weight; "records": their number
 # max_parcel_bytes = 8589934592  # no larger sealed organ is taken in
 # held_out = "held-out.jsonl"  # records like data that are never trained on, to vote on what a round made
 

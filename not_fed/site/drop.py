@@ -13,15 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
 
 import not_fed
 from not_fed import canonical, files
-from not_fed.envelope.carried import CARRIED_TYPE, MAX_CARRIED_BYTES, CarriedAnswer, sign_carried
+from not_fed.envelope.carried import CARRIED_TYPE, MAX_CARRIED_BYTES, CarriedAnswer, require_by_file, sign_carried
 from not_fed.envelope.dsse import parse_statement
 from not_fed.envelope.label import MAX_LABEL_BYTES, parse_label
 from not_fed.envelope.receipt import MAX_RECEIPT_BYTES
-from not_fed.envelope.task import MAX_TASK_BYTES, Kind, ParcelRef, Task, verify_task
+from not_fed.envelope.task import MAX_TASK_BYTES, ORDER_OF_KINDS, Kind, ParcelRef, Task, verify_task
 from not_fed.envelope.waiting import COME_BACK
 from not_fed.errors import InputError, NotFedError, TrustError
 from not_fed.home import Home
@@ -38,19 +37,11 @@ from not_fed.trust.roster import TrustedRoster, update_roster
 FOLDER, KEPT = "drop", "answer.json"
 MAX_PROOF_BYTES = 64 << 10
 
-ORDER_OF_STEPS: Final = ("train", "help", "reveal", "vote", "receive")
-
 
 class OrderOutdated(TrustError):
     """This site has answered a later order than the one on this stick."""
 
     code = "order-outdated"
-
-
-class NotByFile(InputError):
-    """A secure sum needs several trips within a round, which nobody wants to carry."""
-
-    code = "not-by-file"
 
 
 class NothingToCarry(InputError):
@@ -97,11 +88,7 @@ def import_order(home: Path, folder: Path, *, now: datetime, progress: Progress 
     with stick.opened(folder, stick.ORDERS, policy.name) as order:
         line = order.read(stick.TASK, max_bytes=MAX_TASK_BYTES)
         task = verify_task(line, roster=roster, now=now)
-        if task.mode == "secure-sum":
-            raise NotByFile(
-                where="task, field mode", expected="bank or trusted, where orders travel by file", got=task.mode,
-                hint="nothing was done; this run needs a network: not-fed site join",
-            )  # fmt: skip
+        require_by_file(task.mode, quorum=task.quorum)
         _refuse_outdated(home, task)
         receipt = order.read_if_there(stick.RECEIPT, max_bytes=MAX_RECEIPT_BYTES)
         try:
@@ -197,9 +184,9 @@ def _refuse_outdated(home: Path, task: Task) -> None:
     if kept is None or kept[1].task == task.id:
         return
     known = kept[1]
-    if known.run == task.run and (task.round, ORDER_OF_STEPS.index(task.kind)) < (
+    if known.run == task.run and (task.round, ORDER_OF_KINDS.index(task.kind)) < (
         known.round,
-        ORDER_OF_STEPS.index(known.kind),
+        ORDER_OF_KINDS.index(known.kind),
     ):
         raise OrderOutdated(
             where=f"order of run {task.run}, round {task.round}", expected=f"round {known.round}, or a later one",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from not_fed.home import Home
 from not_fed.organ.anatomy import Span
 from not_fed.organ.change import change
 from not_fed.organ.organ import read_organ
-from not_fed.simulation import Prepared, SimulationResult, run
+from not_fed.simulation import Prepared, SimulationResult, Tap, run
 from tests.support.federation import SITES, lose, tiny_prepared
 
 FOUR = ("clinic", "hospice", "lab", "ward")
@@ -46,7 +46,7 @@ def expected_aggregate(result: SimulationResult, number: int, sites: tuple[str, 
     rows: list[NDArray[Any]] = [
         np.concatenate(list(change(read_organ(result.own[site][number]).places, start=start))) for site in sites
     ]
-    total = sum(ring.round(row) for row in rows)
+    total = np.sum([ring.round(row) for row in rows], axis=0)
     mean, found, at = total * (ring.step / len(sites)), {}, 0
     for name in sorted(start):
         old = torch.frombuffer(bytearray(start[name].read()), dtype=torch.float32).double()
@@ -168,7 +168,7 @@ class Cut(Exception):
     """The coordinator's process ends."""
 
 
-def cut_after(count: int) -> Callable[[Literal["sent", "received"], bytes], None]:
+def cut_after(count: int) -> Tap:
     left = count
 
     def tap(direction: Literal["sent", "received"], data: bytes) -> None:
