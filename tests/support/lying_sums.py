@@ -201,6 +201,11 @@ class ByHand:
         self.words = self.ring.words(self.ring.round(change), weight=self.weight)
         self.tail = self.ring.tail(self.weight)
 
+    @staticmethod
+    def ring_of(cohort: Cohort) -> Ring:
+        """The numbers of its plan."""
+        return Ring.of(cohort.plan)
+
     @property
     def party(self) -> Party:
         """Whose keys sign."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from not_fed.errors import InputError
 from not_fed.organ.anatomy import Span, SpanOutside
 from not_fed.organ.body import SpansOverlap, read_body
 from not_fed.organ.charging import PublicRecords
@@ -18,7 +19,7 @@ from not_fed.organ.extract import extract
 from not_fed.organ.fit import OtherBase
 from not_fed.organ.organ import OrganInfo, read_organ
 from not_fed.organ.train import TrainSettings, train
-from not_fed.organ.transplant import apply_transplant, plan_transplant
+from not_fed.organ.transplant import UndoDiffers, apply_transplant, plan_body, plan_transplant, undo_transplant
 from not_fed.privacy.accounting import DpPlan
 from tests.support import tiny
 from tests.support.folders import records, save_base
@@ -108,11 +109,51 @@ def test_organs_that_share_a_layer_are_no_body(base: Base, organs: dict[Span, Pa
     for pair in ([organs[SPAN], wide], [wide, wide], [organs[HIGH], wide]):
         with pytest.raises(SpansOverlap):
             read_body(pair, base=base)
+        with pytest.raises(SpansOverlap):
+            plan_body([read_organ(path) for path in pair], base=base)
     with pytest.raises(SpansOverlap, match="trained"):
         train(base, records=records(5), settings=SETTINGS, body=[organs[SPAN]], out=tmp_path / "o")
     with pytest.raises(SpansOverlap):
         Evaluator(base, records=records(5), span=Span(0, 4)).perplexity([organs[SPAN], wide])
     assert [one.span for one in read_body([organs[HIGH], organs[LOW]], base=base, beside=SPAN)] == [LOW, HIGH]
+
+
+def test_a_body_is_transplanted_at_once_and_undone_at_once(
+    base: Base, organs: dict[Span, Path], tmp_path: Path
+) -> None:
+    body = [read_organ(organs[span]) for span in (HIGH, LOW, SPAN)]
+    plan = plan_body(body, base=base)
+    assert ([graft.at for graft in plan.grafts], plan.exact) == ([LOW, SPAN, HIGH], True)
+    at_once = open_base(apply_transplant(plan, out=tmp_path / "at-once"))
+    one_by_one = transplanted(base, tmp_path, organs[LOW], organs[SPAN], organs[HIGH])
+    assert at_once.sha256 == one_by_one.sha256 != base.sha256
+    assert undo_transplant(tmp_path / "at-once", out=tmp_path / "undone") == base.sha256
+    assert open_base(tmp_path / "undone").sha256 == base.sha256
+
+
+def test_repeated_transplants_are_undone_in_the_opposite_order(
+    base: Base, organs: dict[Span, Path], tmp_path: Path
+) -> None:
+    transplanted(base, tmp_path, organs[SPAN], organs[LOW], organs[HIGH])
+    for number, expected in ((2, "model-1"), (1, "model-0")):
+        undo_transplant(tmp_path / f"model-{number}", out=tmp_path / f"undone-{number}")
+        assert open_base(tmp_path / f"undone-{number}").sha256 == open_base(tmp_path / expected).sha256
+    assert undo_transplant(tmp_path / "model-0", out=tmp_path / "undone-0") == base.sha256
+
+
+def test_the_record_of_a_body_is_of_no_use_without_what_was_taken_out(
+    base: Base, organs: dict[Span, Path], tmp_path: Path
+) -> None:
+    body = [read_organ(organs[span]) for span in (LOW, HIGH)]
+    apply_transplant(plan_body(body, base=base), out=tmp_path / "model")
+    taken_out = tmp_path / "model" / "not-fed" / "taken-out-3-4.organ"
+    taken_out.write_bytes((tmp_path / "model" / "not-fed" / "taken-out-0-1.organ").read_bytes())
+    with pytest.raises(UndoDiffers):
+        undo_transplant(tmp_path / "model", out=tmp_path / "undone")
+    taken_out.unlink()
+    with pytest.raises(InputError):
+        undo_transplant(tmp_path / "model", out=tmp_path / "undone")
+    assert not (tmp_path / "undone").exists()
 
 
 def test_an_organ_of_another_base_is_no_part_of_a_body(base: Base, tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -429,6 +431,7 @@ def test_memory_stays_at_64_mib_whatever_the_number_and_size_of_organs(tmp_path:
     """In a process of its own, over what it had after a small aggregate: 16 organs of 8 MiB, 256 MiB in float64."""
     script = f"""
 import json
+import re
 from pathlib import Path
 from not_fed.aggregation.robust import Contribution, combine
 from not_fed.aggregation.rules import NormLimit, Rule
@@ -462,3 +465,10 @@ print(json.dumps([max(peak(5, 1 << 21, rule), peak(16, 1 << 21, rule)) for rule 
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert max(json.loads(done.stdout)) < 64, done.stdout
+
+
+def test_the_page_shows_a_plan_that_is_accepted() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "robust.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    plan = check(FederationPlan, PLAN | tomllib.loads(example), where="plan")
+    assert plan.rule == Rule(name="trimmed-mean", byzantine=1, limit=NormLimit(max_ratio=3.0))
