@@ -11,6 +11,7 @@ from typing import Any
 
 from not_fed.envelope.finite import OrganAbsurd, OrganNotFinite
 from not_fed.envelope.papers import AnswerPapers, RoundPapers
+from not_fed.envelope.task import TotalRef
 from not_fed.errors import FitError, InputError, TrustError
 from not_fed.organ.organ import read_organ
 from not_fed.site.account import receipt_for
@@ -118,29 +119,35 @@ def _began(job: Job, organs: Sequence[Parcel], vector: Parcel | None, papers: Ro
         digests = {rounds[span]: read_organ(path).sha256 for span, path in began.organs.items()}
         check_votes(job, papers, kept={number: (digest, digest) for number, digest in digests.items()})
         return began
-    if task.total is not None and task.kind != "vote":
-        _keep_blind(job, _there(vector), papers)
+    if task.kind != "vote":
+        _keep_blind(job, vector, papers)
     return _remembered(job, before=task.round if task.kind != "receive" else task.round + 1)
 
 
-def _keep_blind(job: Job, vector: Parcel, papers: RoundPapers) -> None:
-    """Take in the blind sum of the newest round that was kept, which this site has read before if it voted."""
-    total = job.task.total
-    if total is None:
-        return
+def _keep_blind(job: Job, vector: Parcel | None, papers: RoundPapers) -> None:
+    """Take in the blind sum of the newest round that was kept, which this site has read before if it voted.
+
+    The votes are counted again: on what counts in each span, and on every round since that was given up.
+    """
+    kept = {job.task.span_of(one.round): one for one in job.state.kept_sums(job.task.run)}
+    newest = None if job.task.total is None else _newest_sum(job, job.task.total, vector, papers)
+    if newest is not None:
+        kept[job.task.span_of(newest.round)] = newest
+    check_votes(job, papers, kept={one.round: (one.organ_sha256, one.proposal) for one in kept.values()})
+    if newest is not None:
+        job.state.keep_sum(newest)
+
+
+def _newest_sum(job: Job, total: TotalRef, vector: Parcel | None, papers: RoundPapers) -> KeptSum:
     number = total.call.round
     known = job.state.kept_sum(job.task.run, number)
-    if known is None:
-        organ = read_blind(job, total, _remembered(job, before=number, of=number), vector, papers)
-        digest = read_organ(organ).sha256
-        check_votes(job, papers, kept={number: (digest, total.active_sha256)})
-        job.state.keep_sum(
-            KeptSum(
-                run=job.task.run, round=number, file=organ.name, organ_sha256=digest, proposal=total.active_sha256
-            )
-        )  # fmt: skip
-        return
-    check_votes(job, papers, kept={number: (known.organ_sha256, known.proposal)})
+    if known is not None:
+        return known
+    organ = read_blind(job, total, _remembered(job, before=number, of=number), _there(vector), papers)
+    return KeptSum(
+        run=job.task.run, round=number, file=organ.name, organ_sha256=read_organ(organ).sha256,
+        proposal=total.active_sha256,
+    )  # fmt: skip
 
 
 def _remembered(job: Job, *, before: int, of: int | None = None) -> Gathered:

@@ -19,7 +19,7 @@ import numpy as np
 
 from not_fed import files
 from not_fed.aggregation.secure import Ring, SiteSum, SumLedger, Uploaded
-from not_fed.aggregation.secure.server import check_total
+from not_fed.aggregation.secure.server import check_total, check_words
 from not_fed.aggregation.secure.site import NotTheSignedPlan
 from not_fed.envelope.label import write_label
 from not_fed.envelope.papers import AnswerPapers, RoundPapers
@@ -72,11 +72,14 @@ def plan_of(job: Job) -> SumPlan:
     """The stewards' plan for this run.
 
     Raises:
-        NotTheSignedPlan: the roster has none, or the task asks for other rounds, layers, base or quorum than it.
+        NotTheSignedPlan: the roster has none, or the task names other sites (who would vote), another coordinator,
+            other rounds, layers, base or quorum than it.
     """
     plan, task = job.roster.plans.get(job.task.run), job.task
-    asked = (task.rounds, task.base_sha256, task.spans, task.quorum)
-    if plan is None or (plan.rounds, plan.base_sha256, plan.spans, plan.quorum) != asked:
+    asked = (tuple(sorted(task.sites)), task.coordinator, task.rounds, task.base_sha256, task.spans, task.quorum)
+    if plan is None or asked != (
+        plan.sites, plan.coordinator, plan.rounds, plan.base_sha256, plan.spans, plan.quorum,
+    ):  # fmt: skip
         raise NotTheSignedPlan(
             where=f"run {task.run}", expected="a plan in the roster that says the same as the task",
             got="none" if plan is None else "another", hint="nothing was done; ask the stewards: not-fed roster show",
@@ -152,11 +155,17 @@ def read_blind(job: Job, total: TotalRef, began: Gathered, vector: Parcel, paper
             where="blind sum", expected="the uploads that the task names", got="others", hint="nothing was opened"
         )
     ring = Ring.of(plan)
+    if total.size_bytes != ring.vector_bytes(call.parameters):
+        raise NotTheSignedPlan(
+            where="blind sum", expected=f"{ring.vector_bytes(call.parameters):,} bytes", got=f"{total.size_bytes:,}",
+            hint="nothing was fetched",
+        )  # fmt: skip
     with vector.on_disk(job.home.private_folder("inbox")) as path:
         words = np.fromfile(path, dtype=ring.dtype, offset=len(VECTOR_HEAD))
     with sums(job.home, job.state) as ledger:
         summing = _site_sum(job, plan, ledger)
         summing.unblind(call, labels=papers.labels, capsules_to_me=papers.capsules, total=words)
+    check_words(words, sites=len(papers.labels), where=f"round {call.round}")
     weight = check_total(words, plan=plan, sites=len(papers.labels), where=f"round {call.round}")
     span = plan.span_of(call.round)
     uploads = summing.uploads_of(call, papers.labels)

@@ -249,12 +249,7 @@ class ServerSum:
         missing = self._missing if self._missing is not None else self.close_partials()
         keys = [self._lost_key(uploader, helper) for helper in missing for uploader in active.labels]
         masks.subtract_all(keys, self._total)
-        start = self.call.parameters
-        if any(int(word) != len(active.labels) for word in self._total[start : start + CHECK_WORDS]):
-            raise MasksRemain(
-                where=f"round {self.call.round}, check words", expected=str(len(active.labels)), got="others",
-                hint="every vector is signed: whoever kept them can tell whose is wrong; nothing was used",
-            )  # fmt: skip
+        check_words(self._total, sites=len(active.labels), where=f"round {self.call.round}")
         weight = None if self._plan.blind else self._weight(len(active.labels))
         found = {
             site: (hashlib.sha256(label).hexdigest(), self._papers[site].contribution)
@@ -318,6 +313,15 @@ class ServerSum:
                 hint="nothing was added; it counts as missing",
             )  # fmt: skip
         return np.frombuffer(flat, dtype=self._ring.dtype, offset=len(VECTOR_HEAD))
+
+
+def check_words(words: Words, *, sites: int, where: str) -> None:
+    """Whether as many sites are in a sum of words as it is said to be of; raises MasksRemain."""
+    if any(int(word) != sites for word in words[-TAIL_WORDS : CHECK_WORDS - TAIL_WORDS]):
+        raise MasksRemain(
+            where=f"{where}, check words", expected=str(sites), got="others",
+            hint="every vector is signed: whoever kept them can tell whose is wrong; nothing was used",
+        )  # fmt: skip
 
 
 def check_total(words: Words, *, plan: SumPlan, sites: int, where: str) -> int:
