@@ -144,8 +144,8 @@ def test_an_older_ledger_is_noticed(asked: Asked, tmp_path: Path) -> None:
     Powers: restores one file from a backup, not both. Control: with the newest one the site answers the same again.
     """
     helper = asked.helpers[0]
+    (tmp_path / "home").mkdir()
     home = Home(tmp_path / "home")
-    home.folder.mkdir()
     state = SiteState(home.folder)
     path = home.private_folder("sums") / LEDGER_FILE
     shutil.copy(asked.cohort.folder / helper / LEDGER_FILE, path)
@@ -180,8 +180,8 @@ def test_what_was_written_is_noted_before_the_answer_leaves(asked: Asked, tmp_pa
     Powers: kills the site between answer and note. Control: which is the point: inside the block nothing has left yet,
     and at its end, also when it ends in an error, the note is there.
     """
+    (tmp_path / "home").mkdir()
     home = Home(tmp_path / "home")
-    home.folder.mkdir()
     state = SiteState(home.folder)
     shutil.copy(asked.cohort.folder / "a" / LEDGER_FILE, home.private_folder("sums") / LEDGER_FILE)
     with sums(home, state) as ledger:
@@ -310,7 +310,8 @@ def test_a_cut_or_doubled_paper_is_none(asked: Asked, paper: str) -> None:
     def take(changed: bytes) -> None:
         if paper == "key":
             wrong = {**keys, "b": changed}
-            asked.cohort.upload("a", asked.cohort.call(wrong, round_number=2, start=OTHER_START), wrong)
+            call = asked.cohort.call(wrong, round_number=2, start=OTHER_START)
+            asked.cohort.upload("a", call, wrong, change=asked.cohort.update("a", seed=2))
         elif paper == "upload":
             receiver = asked.cohort.server(asked.call, "abc")
             uploaded, words = asked.uploads["d"]

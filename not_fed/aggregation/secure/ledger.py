@@ -175,12 +175,19 @@ class SumLedger:
             row = self._row(database, call)
         return None if row is None or row["call"] != call.sha256 else row["label"]
 
-    def bind(self, call: SumCall, *, me: str, active_sha256: str, sites: Sequence[str]) -> bytes | None:
-        """Promise to help open the sum of this set of uploads and of no other; the signed partial sum if it was made.
+    def bind(
+        self, call: SumCall, *, me: str, active_sha256: str, sites: Sequence[str], missing: Sequence[str] = ()
+    ) -> tuple[bytes | None, bytes | None]:
+        """Promise to help open the sum of this set of uploads only, and the masks of these lost helpers only.
 
+        From one start a site opens the masks of one set of lost helpers, over all rounds that try it: two sets, one
+        after the other, could open every helper's masks (tests/unit/test_secure_strategy.py).
+
+        Returns:
+            the signed partial sum and the signed shares, where they were made before.
         Raises:
-            OtherSet: another set in this round; or other sites, when the same start was summed before. SumRoundTaken,
-            OtherCohort, RoundKeyGone.
+            OtherSet: another set in this round; or other sites or lost helpers, when the same start was tried before.
+            SumRoundTaken, OtherCohort, RoundKeyGone. Nothing was written.
         Guarantees: it is on the disk when this returns.
         Proved by: tests/attacks/test_secure_sum_server.py
         """
@@ -189,38 +196,21 @@ class SumLedger:
             row = self._row(database, call)
             if row["active"] not in (None, active_sha256):
                 raise _other_set("the set that was named first in this round")
-            start = database.execute(
-                "SELECT sites FROM starts WHERE plan = ? AND start = ?", (call.plan_sha256, call.start_sha256)
-            ).fetchone()
-            names = canonical.dumps(sorted(sites)).decode()
+            key = (call.plan_sha256, call.start_sha256)
+            start = database.execute("SELECT * FROM starts WHERE plan = ? AND start = ?", key).fetchone()
+            names, lost = (canonical.dumps(sorted(one)).decode() for one in (sites, missing))
             if start["sites"] not in (None, names):
                 raise _other_set("the sites that were summed before from this start")
-            key = (call.plan_sha256, call.round)
-            database.execute("UPDATE rounds SET active = ? WHERE plan = ? AND round = ?", (active_sha256, *key))
-            database.execute(
-                "UPDATE starts SET sites = ? WHERE plan = ? AND start = ?", (names, key[0], call.start_sha256)
-            )
-            _count(database)
-        return None if row["partial"] is None else bytes(row["partial"])
-
-    def bind_missing(self, call: SumCall, *, missing: Sequence[str]) -> bytes | None:
-        """Promise to open the masks of these lost helpers and of no other; the signed shares if they were made.
-
-        From one start a site opens the masks of one set of lost helpers, over all rounds that try it: two sets, one
-        after the other, could open every helper's masks (tests/unit/test_secure_strategy.py).
-
-        Raises:
-            OtherSet: others in this round, or in an earlier one from the same start.
-        """
-        names = canonical.dumps(list(missing)).decode()
-        with self._store.transaction() as database:
-            row, key = self._row(database, call), (call.plan_sha256, call.start_sha256)
-            known = database.execute("SELECT missing FROM starts WHERE plan = ? AND start = ?", key).fetchone()
-            if known["missing"] not in (None, names):
+            if missing and start["missing"] not in (None, lost):
                 raise _other_set("the lost helpers that were named first for this start")
-            database.execute("UPDATE starts SET missing = ? WHERE plan = ? AND start = ?", (names, *key))
+            database.execute(
+                "UPDATE rounds SET active = ? WHERE plan = ? AND round = ?", (active_sha256, key[0], call.round)
+            )
+            database.execute("UPDATE starts SET sites = ? WHERE plan = ? AND start = ?", (names, *key))
+            if missing:
+                database.execute("UPDATE starts SET missing = ? WHERE plan = ? AND start = ?", (lost, *key))
             _count(database)
-        return None if row["shares"] is None else bytes(row["shares"])
+        return _bytes(row["partial"]), _bytes(row["shares"]) if missing else None
 
     def keep_partial(self, call: SumCall, line: bytes) -> None:
         """The signed partial sum, to be given again when asked again."""
@@ -310,6 +300,10 @@ def _close(database: sqlite3.Connection, plan_sha256: str, before: int) -> None:
 
 def _count(database: sqlite3.Connection) -> None:
     database.execute("UPDATE counter SET writes = writes + 1")
+
+
+def _bytes(value: object) -> bytes | None:
+    return value if isinstance(value, bytes) else None
 
 
 def _uploaded(call: SumCall) -> SumUploaded:

@@ -207,7 +207,7 @@ class SiteSum:
         if self._me not in call.helpers(rule.helpers):
             raise bad_paper("call for help", "one to a helper of this call", f"one to {self._me}")
         opened = self._open(call, rule, labels, capsules_to_me)
-        made = self._bind(call, opened)
+        made, _ = self._bind(call, opened)
         keys = [
             self._pair_key(call, capsule.seed, uploader, self._me)
             for uploader, capsule in sorted(opened.capsules.items())
@@ -238,8 +238,7 @@ class SiteSum:
         if not 1 <= len(lost) <= self._plan.vanish:
             raise bad_paper("lost helpers", f"from 1 to {self._plan.vanish}, as the plan has it", str(len(lost)))
         opened = self._open(call, rule, labels, capsules_to_me)
-        self._bind(call, opened)
-        made = self._ledger.bind_missing(call, missing=lost)
+        _, made = self._bind(call, opened, missing=lost)
         helpers = call.helpers(rule.helpers)
         statement = made or sign_paper(
             Shares(
@@ -339,8 +338,12 @@ class SiteSum:
             raise _bad_capsule(uploader, "the blinding key that its upload commits to", "another")
         return capsule
 
-    def _bind(self, call: SumCall, opened: _Opened) -> bytes | None:
-        return self._ledger.bind(call, me=self._me, active_sha256=opened.active_sha256, sites=sorted(opened.papers))
+    def _bind(
+        self, call: SumCall, opened: _Opened, *, missing: Sequence[str] = ()
+    ) -> tuple[bytes | None, bytes | None]:
+        return self._ledger.bind(
+            call, me=self._me, active_sha256=opened.active_sha256, sites=sorted(opened.papers), missing=missing
+        )
 
     # -- secrets ---------------------------------------------------------------------------------------------------
 
