@@ -4,7 +4,8 @@ An attack test says in its docstring what is tried, with which powers, and how t
 
     A17, A18. What is tried. Powers: what the attacker has. Control: how the door does open honestly.
 
-The numbers are those of the list of attacks that the format was designed against; `Own.` stands for one beyond it.
+The numbers are those of the list of attacks that the format was designed against (A1 to A89), or of the list that the
+secure sum was (S1 to S79); `Own.` stands for one beyond both.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "attacks.md"
-KNOWN = range(1, 90)
+KNOWN, KNOWN_SUMS = range(1, 90), range(1, 80)
 GRAMMAR = re.compile(
-    r"(?P<numbers>A\d{1,2}(?:, A\d{1,2})*|Own)\. (?P<attack>.+?[.?!:]) "
+    r"(?P<numbers>A\d{1,2}(?:, A\d{1,2})*|S\d{1,2}(?:, S\d{1,2})*|Own)\. (?P<attack>.+?[.?!:]) "
     r"Powers: (?P<powers>.+?[.?!]) Control(?P<control>[:,] .+)"
 )
 CHAPTERS: dict[str, range] = {
@@ -37,7 +38,7 @@ SUBJECTS = {  # attacks beyond the list: by the file that they are in
     "Log and recall": "log logged recall", "Keys": "keys", "Files and folders": "inputs filesystem disk known_digest",
     "The command": "command terminal", "The privacy budget": "ledger site_account",
     "The federation": "curious_server federation flower poisoned site votes",
-    "Between machines": "gateway bank bundle enrolment file_drop",
+    "Between machines": "gateway bank bundle enrolment file_drop", "The secure sum": "secure",
 }  # fmt: skip
 OWN_CHAPTERS = {subject: title for title, subjects in SUBJECTS.items() for subject in subjects.split()}
 INTRODUCTION = """# What was tried against it
@@ -56,6 +57,7 @@ class Attack:
     """One test, as its docstring describes it."""
 
     numbers: tuple[int, ...]
+    sums: tuple[int, ...]
     attack: str
     powers: str
     control: str
@@ -86,9 +88,9 @@ def parse(node: ast.FunctionDef, file: Path) -> Attack | None:
     found = GRAMMAR.fullmatch(" ".join((ast.get_docstring(node) or "").split()))
     if found is None:
         return None
-    numbers = tuple(int(number) for number in re.findall(r"\d+", found["numbers"]))
+    numbers, sums = (tuple(map(int, re.findall(rf"{of}(\d+)", found["numbers"]))) for of in "AS")
     return Attack(
-        numbers=numbers, attack=found["attack"].removesuffix("."), powers=found["powers"].removesuffix("."),
+        numbers=numbers, sums=sums, attack=found["attack"].removesuffix("."), powers=found["powers"].removesuffix("."),
         control=found["control"].lstrip(":, ").removeprefix("which is the point: ").removesuffix("."),
         file=str(file.relative_to(ROOT)), name=node.name,
     )  # fmt: skip
@@ -98,16 +100,22 @@ def collect() -> list[Attack]:
     """All attacks below tests/, in the order of the page."""
     files = sorted((ROOT / "tests").glob("*/test_*.py"))
     found = [attack for file in files for node in tests_in(file) if (attack := parse(node, file)) is not None]
-    return sorted(found, key=lambda attack: (not attack.numbers, attack.numbers, attack.file))
+    return sorted(
+        found, key=lambda attack: (not attack.numbers, attack.numbers, not attack.sums, attack.sums, attack.file)
+    )
 
 
 def page(attacks: list[Attack]) -> str:
     """The whole of docs/attacks.md."""
-    own = sum(not attack.numbers for attack in attacks)
+    own = sum(not (attack.numbers or attack.sums) for attack in attacks)
     covered = {number for attack in attacks for number in attack.numbers}
-    count = f"{len(attacks)} tests: {len(covered)} of the {len(KNOWN)} attacks of the list, {own} of our own.\n"
+    summed = {number for attack in attacks for number in attack.sums}
+    count = (
+        f"{len(attacks)} tests: {len(covered)} of the {len(KNOWN)} attacks of the list, {len(summed)} of the "
+        f"{len(KNOWN_SUMS)} on the secure sum (S), {own} of our own.\n"
+    )
     parts = [INTRODUCTION, count]
-    for title in [*CHAPTERS, "The privacy budget", "The federation", "Between machines", "Elsewhere"]:
+    for title in [*CHAPTERS, "The privacy budget", "The federation", "Between machines", "The secure sum", "Elsewhere"]:
         rows = [attack for attack in attacks if attack.chapter == title]
         if rows:
             parts.append(f"\n## {title}\n\n{TABLE}")
@@ -116,7 +124,7 @@ def page(attacks: list[Attack]) -> str:
 
 
 def _row(attack: Attack) -> str:
-    numbers = ", ".join(map(str, attack.numbers)) or "own"
+    numbers = ", ".join([*map(str, attack.numbers), *(f"S{number}" for number in attack.sums)]) or "own"
     link = f"[{Path(attack.file).stem}](../{attack.file}): `{attack.name.removeprefix('test_')}`"
     cells = (numbers, attack.attack, attack.powers, attack.control)
     return f"| {' | '.join(_escaped(cell) for cell in cells)} | {link} |\n"

@@ -1,4 +1,4 @@
-"""site: status and approve, for the person at a site's desk."""
+"""site: status, approve and forget-sums, for the person at a site's desk."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from not_fed.site.state import Asked
 
 APPROVED_SCHEMA, WAITING_SCHEMA = "not-fed/approved/1", "not-fed/waiting/1"
+FORGOTTEN_SCHEMA = "not-fed/sums-forgotten/1"
 SiteFolder = Annotated[Path, typer.Argument(metavar="HOME", help="The site's folder.")]
 
 
 def register(group: typer.Typer) -> None:
-    """Add both to `not-fed site`."""
+    """Add them to `not-fed site`."""
     group.command("status")(status_command)
     group.command("approve")(approve_command)
+    group.command("forget-sums")(forget_sums_command)
 
 
 def status_command(home: SiteFolder, as_json: AsJson = False) -> None:
@@ -62,6 +64,29 @@ def approve_command(
         say("the coordinator asks again by itself, within its retry time")
 
 
+def forget_sums_command(
+    home: SiteFolder,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without being asked.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """After this home was restored from a backup: begin a new memory of its secure sums.
+
+    Rounds that are under way cannot be helped any more, since their keys are gone with the old one. Tell the other
+    sites: in runs that go on from the same start this site is no longer bound by what it promised there.
+    """
+    from not_fed.home import Home
+    from not_fed.site.not_now import at_work
+    from not_fed.site.sumkeys import forget_sums
+
+    say("the keys of rounds under way go, and what this site promised in them")
+    ask("was this home restored from a backup, or is its sums folder lost?", yes=yes)
+    with at_work(home):
+        forget_sums(Home(home))
+    show(
+        {"schema": FORGOTTEN_SCHEMA, "folder": str(home / "sums")}, as_json=as_json, lines=[("new", str(home / "sums"))]
+    )
+
+
 def _named(asked: Asked) -> str:
     return f"{asked.run}, round {asked.round}" if asked.round else f"{asked.run}, all its rounds"
 
@@ -73,7 +98,8 @@ def _terms(asked: Asked) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping):
             value = ", ".join(f"{key} {item}" for key, item in value.items())
         elif isinstance(value, list | tuple):
-            value = f"{value[0]}:{value[1]}" if name == "span" else ", ".join(map(str, value))
+            pairs = name == "spans"
+            value = ", ".join(f"{one[0]}:{one[1]}" if pairs else str(one) for one in value)
         yield name, "none: without differential privacy" if value is None else str(value)
     yield "asked", asked.asked
 

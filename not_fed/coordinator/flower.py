@@ -251,7 +251,7 @@ class _Seats:
         self._seen_there[said.site] = time.monotonic()
         self._rounds.saw_log(said.site, size=said.log_size)
         if said.round_key is not None:
-            self._rounds.take_key(said.site, said.round_key.encode("ascii"), now=_now())
+            self._rounds.take_key(said.site, said.round_key.encode(), now=_now())
         self._rounds.state.saw_site(said.site, at=_now(), version=said.not_fed)
         self.other_protocol.pop(said.site, None)
         if said.protocol != PROTOCOL:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from not_fed.aggregation.secure.server import BadVector, MasksRemain, SumImplausible, Total
+from not_fed.aggregation.secure.server import BadVector, HelpersLost, MasksRemain, SumImplausible, TooFewShares, Total
 from not_fed.coordinator.bank import Bank
 from not_fed.coordinator.deployment import load_deployment
 from not_fed.coordinator.kept_log import KeptLog, open_log
@@ -230,11 +230,14 @@ class Rounds:
     def _burn_if_revoked(self) -> None:
         """A set of uploads that was fixed and holds a revoked site's can never be summed: honest helpers refuse it."""
         step = self.next_step(end=False)
-        if step is None or step.kind not in ("help", "reveal"):
+        line = None if step is None else self.state.call(step.run, step.round)
+        if step is None or line is None or step.kind not in ("train", "help", "reveal"):
             return
-        gone = sorted(self.revoked.keys() & set(self.state.active(step.run, step.round) or ()))
+        cohort = SumCall.from_payload(line, where="call in the coordinator's state").names
+        chosen = cohort if step.kind == "train" else self.state.active(step.run, step.round) or ()
+        gone = sorted(self.revoked.keys() & set(chosen))
         if gone:
-            self._burn(step, "member-not-active", f"its set of uploads holds those of {', '.join(gone)}")
+            self._burn(step, "member-not-active", f"{', '.join(gone)} may not take part any more")
 
     def _burn(self, step: Step, code: str, why: str) -> None:
         log.warning("round %d is burnt: %s", step.round, why)
@@ -340,7 +343,8 @@ class Rounds:
         if self.plan.mode != "secure-sum" or step.kind != "train":
             return True
         active = [site for site in self.plan.sites if site not in self.revoked]
-        return self._sum(step.round, now=now).may_call(active, patient=patient)
+        start = start_sha256(self.plan.base_sha256, self._organs_before(step.round))
+        return self._sum(step.round, now=now).may_call(active, start_sha256=start, patient=patient)
 
     def lacks_key(self, site: str) -> bool:
         """Whether the next secure sum could still use a key of this site."""
@@ -582,14 +586,39 @@ class Rounds:
             self._aggregate(step, good, now=now)
         elif step.kind == "train" and self.plan.mode == "secure-sum":
             self._task(step, now=now)
-            self.state.fix_active(step.run, step.round, [one.site for one in good])
+            self._fix_set(step, [one.site for one in good], now=now)
         elif step.kind == "help":
             summing, answered = self._sum(step.round, now=now), {one.site for one in good}
-            self.state.fix_missing(step.run, step.round, [one for one in summing.helpers() if one not in answered])
+            missing, bound = [one for one in summing.helpers() if one not in answered], summing.bound_missing()
+            if missing and bound and missing != bound:
+                raise HelpersLost(
+                    where=f"round {step.round}", expected=f"nobody lost but {', '.join(bound)}, as before",
+                    got=", ".join(missing), hint="the sites open the masks of no other; wait for the helpers",
+                )  # fmt: skip
+            self.state.fix_missing(step.run, step.round, missing)
             if answered >= set(summing.helpers()):
                 self._form_sum(step, summing, now=now)
         elif step.kind == "reveal":
-            self._form_sum(step, self._sum(step.round, now=now), now=now)
+            try:
+                self._form_sum(step, self._sum(step.round, now=now), now=now)
+            except TooFewShares as error:
+                if self.waiting_for(step):
+                    raise
+                self._burn(step, error.code, "all have answered, and their shares do not fit")
+
+    def _fix_set(self, step: Step, sites: list[str], *, now: datetime) -> None:
+        """Which uploads are summed: all that came; those of before, where the same start is tried again.
+
+        Raises:
+            TooFewAnswers: one of before is missing: honest helpers sum no other set from this start.
+        """
+        bound = self._sum(step.round, now=now).bound_set()
+        if bound is not None and not set(bound) <= set(sites):
+            raise TooFewAnswers(
+                where=f"round {step.round}, {step.kind}", expected=f"the uploads of {', '.join(bound)}, as before",
+                got=", ".join(sites), hint="a start that is tried again is summed over the same sites only",
+            )  # fmt: skip
+        self.state.fix_active(step.run, step.round, sites if bound is None else bound)
 
     def _form_sum(self, step: Step, summing: SumRound, *, now: datetime) -> None:
         """The aggregate behind a round's masked words; where they contradict each other, the round is burnt.
@@ -700,7 +729,7 @@ class Rounds:
         self.state.end_round(step.run, step.round, "rolled-back", why=str(verdict)[:500])
 
     def _name_outliers(self, step: Step, *, now: datetime) -> None:
-        """Whose organs stand out in a round that was voted down, for people to look at; in a secure sum nobody knows."""
+        """Whose organs stand out in a round that was voted down, for people to look at."""
         from not_fed.coordinator.trusted import find_outliers  # torch and a decryption key
 
         made_in = Step(run=step.run, round=step.round, kind="train")

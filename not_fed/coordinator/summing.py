@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from not_fed.aggregation.secure.ring import Ring
@@ -21,11 +21,13 @@ from not_fed.aggregation.secure.site import NotTheSignedPlan
 from not_fed.coordinator.bank import Bank
 from not_fed.coordinator.state import CoordinatorState, Step
 from not_fed.envelope.papers import AnswerPapers
-from not_fed.envelope.summing import KeyRef, SumCall, active_sha256
-from not_fed.errors import PeerError
+from not_fed.envelope.summing import KeyRef, SumCall, active_sha256, verify_round_key
+from not_fed.errors import PeerError, TrustError
 from not_fed.home import Home
 from not_fed.trust.plans import SumPlan, Thresholds, UnsafePlan
 from not_fed.trust.roster import TrustedRoster
+
+KEY_MARGIN = timedelta(days=8)  # a task is valid for seven
 
 
 class TooFewKeys(PeerError):
@@ -86,26 +88,33 @@ class SumRound:
         call = self.call()
         return self.plan.thresholds(None if call is None else len(call.names))
 
-    def may_call(self, sites: Iterable[str], *, patient: bool) -> bool:
+    def may_call(self, sites: Iterable[str], *, start_sha256: str, patient: bool) -> bool:
         """Whether the call is made or can be: every site has offered a key; or enough, when the others are late."""
         if self.call() is not None:
             return True
-        wanted = set(sites)
-        offered = self.state.offered_keys().keys() & wanted
-        return self._bears(len(offered)) and (not patient or len(offered) == len(wanted))
+        wanted, bound = set(sites), self.bound_cohort(start_sha256)
+        offered = self._offered(wanted).keys()
+        if bound is not None:
+            return offered >= set(bound)
+        return self._bears(len(offered)) and (not patient or offered == wanted)
 
     def make_call(self, sites: Iterable[str], *, start_sha256: str, parameters: int) -> SumCall:
         """The round's one call: to those of the sites that have offered a key. On disk before it goes out.
 
+        Where an earlier round tried the same start, to its sites and no others: honest sites refuse any other cohort.
+
         Raises:
             TooFewKeys.
+        Proved by: tests/unit/test_sum_rounds.py::test_a_start_that_is_tried_again_has_the_same_cohort
         """
         known = self.call()
         if known is not None:
             return known
-        offered = {site: line for site, line in self.state.offered_keys().items() if site in set(sites)}
-        if not self._bears(len(offered)):
-            raise self._too_few(len(offered))
+        bound, offered = self.bound_cohort(start_sha256), self._offered(set(sites))
+        if bound is not None:
+            offered = {site: line for site, line in offered.items() if site in bound}
+        if not self._bears(len(offered)) or (bound is not None and len(offered) < len(bound)):
+            raise self._too_few(len(offered), needed=None if bound is None else len(bound))
         digests = {site: hashlib.sha256(line).hexdigest() for site, line in offered.items()}
         call = SumCall(
             v=1, plan_sha256=self.plan.sha256, federation=self.plan.federation, run=self.run, round=self.round,
@@ -116,13 +125,50 @@ class SumRound:
         self.state.keep_call(self.run, self.round, call.to_payload(), keys=keys)
         return call
 
+    def _offered(self, sites: set[str]) -> dict[str, bytes]:
+        """Keys that will be good for as long as a round may take: a call that was made is never made anew."""
+        found = {}
+        for site, line in self.state.offered_keys().items():
+            try:
+                key = verify_round_key(line, site=site, roster=self.roster, now=self.now)
+            except TrustError:
+                continue
+            if site in sites and key.expires - self.now > KEY_MARGIN:
+                found[site] = line
+        return found
+
     def _bears(self, sites: int) -> bool:
-        """Whether the plan's rule holds for a cohort of that many sites: a call that was made is never made anew."""
+        """Whether the plan's rule holds for a cohort of that many sites."""
         try:
             self.plan.thresholds(sites)
         except UnsafePlan:
             return False
         return True
+
+    # -- what an earlier round from the same start has bound -------------------------------------------------------
+
+    def bound_cohort(self, start_sha256: str) -> list[str] | None:
+        """The sites of an earlier round from the same start."""
+        return next((call.names for _, call in self._earlier(start_sha256)), None)
+
+    def bound_set(self) -> list[str] | None:
+        """The sites whose uploads an earlier round from the same start has summed, or was about to."""
+        rounds = [number for number, _ in self._earlier(self.require_call().start_sha256)]
+        return next((found for number in rounds if (found := self.state.active(self.run, number)) is not None), None)
+
+    def bound_missing(self) -> list[str]:
+        """The helpers that were lost in an earlier round from the same start; nobody, where none was."""
+        rounds = [number for number, _ in self._earlier(self.require_call().start_sha256)]
+        return next((found for number in rounds if (found := self.state.missing(self.run, number))), [])
+
+    def _earlier(self, start_sha256: str) -> list[tuple[int, SumCall]]:
+        found = []
+        for number in range(1, self.round):
+            line = self.state.call(self.run, number)
+            call = None if line is None else SumCall.from_payload(line, where="call in the coordinator's state")
+            if call is not None and call.start_sha256 == start_sha256:
+                found.append((number, call))
+        return found
 
     def keys(self) -> dict[str, bytes]:
         """Site -> its signed key for this round."""
@@ -234,8 +280,10 @@ class SumRound:
     def _step(self, kind: str) -> Step:
         return Step(run=self.run, round=self.round, kind=kind)  # type: ignore[arg-type]
 
-    def _too_few(self, got: int) -> TooFewKeys:
+    def _too_few(self, got: int, *, needed: int | None = None) -> TooFewKeys:
+        least = self.plan.thresholds().min_sites
         return TooFewKeys(
-            where=f"round {self.round}", expected=f"keys of at least {self.plan.thresholds().min_sites} sites",
+            where=f"round {self.round}",
+            expected=f"keys of at least {least} sites" if needed is None else f"keys of the {needed} sites of before",
             got=str(got), hint="sites offer one when they connect; their policy has to have mode secure-sum",
         )  # fmt: skip

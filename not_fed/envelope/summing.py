@@ -17,6 +17,8 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import Field, StringConstraints, model_validator
 
 from not_fed import canonical
+from not_fed.age import BadKeyText
+from not_fed.age.hybrid import public_key
 from not_fed.envelope.claims import MAX_RELEASES, AuditResult, DpClaim, Release, check_releases
 from not_fed.envelope.dsse import Moment, Name, Sha256, Statement, check_validity, parse_statement, sign_statement
 from not_fed.errors import TrustError
@@ -248,6 +250,10 @@ def verify_round_key(line: bytes, *, site: str, roster: TrustedRoster, now: date
     if (key.site, key.federation) != (site, roster.federation):
         raise bad_paper(where, f"one of {site} in {roster.federation}", f"one of {key.site} in {key.federation}")
     check_validity(issued=key.issued, expires=key.expires, now=now, where=where)
+    try:
+        public_key(key.public_bytes())
+    except BadKeyText:
+        raise bad_paper(where, "a key that something can be sealed to", "none") from None
     return key
 
 

@@ -165,7 +165,6 @@ class Task(Statement):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        latest = self.round if self.kind in ("vote", "receive") else self.round - 1
         counted = {ref.round for ref in self.parcels if ref not in self.candidates}
         rules = {
             "round of at most rounds": self.round <= self.rounds,
@@ -173,7 +172,7 @@ class Task(Statement):
             "spans that are equal or share no layer": are_apart(self.spans),
             "the round's own span": self.span == self.spans[(self.round - 1) % len(self.spans)],
             "a receiving task for the last round only": self.kind != "receive" or self.round == self.rounds,
-            "parcels of rounds that are over": all(ref.round <= latest for ref in self.parcels),
+            "parcels of rounds that are over": all(ref.round <= self._latest for ref in self.parcels),
             "recipients as the mode has them": sorted(self.recipients)
             == (sorted(self.sites) if self.mode == "bank" else [self.coordinator]),
             "each sealed organ once": len({ref.sealed_sha256 for ref in self.parcels}) == len(self.parcels),
@@ -181,7 +180,7 @@ class Task(Statement):
             == len(self.parcels),
             "one round of each span": len({self.span_of(number) for number in counted}) == len(counted),
             "in mode bank, where no round is rolled back, each span's newest round": self.mode != "bank"
-            or counted == self._newest(latest),
+            or counted == self._newest(self._latest),
             "an end after its beginning, in at most 30 days": timedelta(0)
             < self.expires - self.issued
             <= _MAX_VALIDITY,
@@ -210,9 +209,16 @@ class Task(Statement):
             "a proposal exactly where there is a vote": (self.proposal_sha256 is not None) == (self.kind == "vote"),
             "one candidate of a vote": self.kind != "vote" or len(self.candidates) + (self.total is not None) == 1,
             "a blind sum in mode secure-sum only": self.total is None or summing,
+            "a blind sum of a round that is over": self.total is None
+            or (self.total.call.round == self.round if self.kind == "vote" else self.total.call.round <= self._latest),
             "a blind sum of this run": self.total is None
             or (self.total.call.federation, self.total.call.run) == (self.federation, self.run),
         }
+
+    @property
+    def _latest(self) -> int:
+        """The newest round that this task can go on from, or be about."""
+        return self.round if self.kind in ("vote", "receive") else self.round - 1
 
     @property
     def candidates(self) -> tuple[ParcelRef, ...]:

@@ -281,6 +281,11 @@ class SiteState:
             database.execute("DELETE FROM sum_writes WHERE writes < ?", (writes,))
             database.execute("INSERT OR IGNORE INTO sum_writes VALUES (?)", (writes,))
 
+    def forget_sum_writes(self) -> None:
+        """A new ledger of secure sums begins."""
+        with self._store.transaction() as database:
+            database.execute("DELETE FROM sum_writes")
+
     def keep_sum(self, kept: KeptSum) -> None:
         """Remember the aggregate behind a blind sum that was kept."""
         with self._store.transaction() as database:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -28,6 +29,17 @@ def sums(home: Home, state: SiteState) -> Iterator[SumLedger]:
         yield ledger
     finally:
         state.note_sum_writes(ledger.writes)
+
+
+def forget_sums(home: Home) -> None:
+    """Make a new memory of secure sums in the place of one that is lost or older than what this site did.
+
+    What was sealed to this site for rounds that are under way does not open any more, so that it helps in none of them;
+    what it promised for their starts is forgotten: there, for as long as a run begins from them, it counts among the
+    sites that may collude.
+    """
+    shutil.rmtree(home.private_folder(FOLDER))
+    SiteState(home.folder).forget_sum_writes()
 
 
 def next_key(home: Home, *, signer: Signer, federation: str, recipient: str, now: datetime) -> bytes:

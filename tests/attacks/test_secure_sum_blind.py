@@ -156,7 +156,7 @@ def test_a_site_that_is_no_helper_finds_a_false_blinding_key_too(asked: Asked) -
 
 
 def test_a_blinding_key_belongs_to_its_call_and_uploader(asked: Asked) -> None:
-    """S68, S70: a capsule of another round, of another uploader or of an earlier cohort brings another blinding key.
+    """S68, S70. A capsule of another round, of another uploader or of an earlier cohort brings another blinding key.
 
     Powers: relays any capsule that it ever saw. Control: each call's own capsules open its own sum.
     """

@@ -217,7 +217,7 @@ def test_a_ledger_is_its_owners(asked: Asked, tmp_path: Path) -> None:
 
 
 def test_steps_come_in_their_order(asked: Asked) -> None:
-    """S71, S73: partial sums before the set is fixed, uploads after it, shares before anybody is lost, an early end.
+    """S71, S73. Partial sums before the set is fixed, uploads after it, shares before anybody is lost, an early end.
 
     Powers: delays, repeats and reorders every message. Control: in their order they give the sum.
     """

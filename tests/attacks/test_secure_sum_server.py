@@ -136,7 +136,7 @@ def _upload(site: SiteSum, call: SumCall, keys: dict[str, bytes], cohort: Cohort
     ],
 )
 def test_a_call_has_one_shape(fresh: Cohort, spoil: Callable[[dict[str, Any]], object]) -> None:
-    """S3, S5, S6, S7: a call names a site twice, has a field more, a bool for a number, a list for a name.
+    """S3, S5, S6, S7. A call names a site twice, has a field more, a bool for a number, a list for a name.
 
     Powers: writes any JSON. Control: the exact shape is read, and answered.
     """
@@ -334,7 +334,7 @@ def test_a_label_of_a_stranger_is_in_no_set(asked: Asked, parties: dict[str, Par
 
 @pytest.mark.parametrize("forged", [0, 1], ids=["S20 Ed25519", "S19 ML-DSA-65"])
 def test_a_label_needs_both_signatures(asked: Asked, parties: dict[str, Party], forged: int) -> None:
-    """S19, S20: one of a label's two signatures is not the site's: forged, of other bytes, left out, or repeated.
+    """S19, S20. One of a label's two signatures is not the site's: forged, of other bytes, left out, or repeated.
 
     Powers: edits lines; a break of one of the two algorithms. Control: with both signatures it counts.
     """
@@ -384,7 +384,7 @@ def test_a_label_has_one_spelling(asked: Asked) -> None:
 
 
 def test_each_capsule_is_its_uploaders_for_this_site(asked: Asked) -> None:
-    """S22, S23, S24: capsules of two uploaders change places, another site's capsule comes, or one with a bit changed.
+    """S22, S23, S24. Capsules of two uploaders change places, another site's capsule comes, or one with a bit changed.
 
     Powers: relays all capsules. Control: in their places they open.
     """
@@ -671,7 +671,7 @@ def test_a_round_said_to_have_failed_gets_no_second_set(asked: Asked) -> None:
 
 
 def test_a_round_said_to_have_failed_loses_no_other_helper(asked: Asked) -> None:
-    """S33, S38: two tries from one start each lose another helper, and sites told unlike sets give two sums.
+    """S33, S38. Two tries from one start each lose another helper, and sites told unlike sets give two sums.
 
     Powers: tells each site its own set (once), and calls a helper lost in the first try, another in the second. The
     strategy search found this: the two sums differ by one site. Control: the same helper may be lost again.

@@ -69,7 +69,7 @@ def not_counted(asked: Asked, *kinds: type[NotFedError], site: str = "d", **uplo
 
 
 def test_a_vector_is_the_signed_bytes_of_the_right_length(asked: Asked) -> None:
-    """S39, S40, S41: a vector is shorter or longer, of wider or narrower words, or not the one that was signed.
+    """S39, S40, S41. A vector is shorter or longer, of wider or narrower words, or not the one that was signed.
 
     Powers: sends any bytes under its label. Control: the signed vector is added.
     """
@@ -84,7 +84,7 @@ def test_a_vector_is_the_signed_bytes_of_the_right_length(asked: Asked) -> None:
 
 
 def test_a_vector_of_another_length_is_not_counted_even_when_signed(asked: Asked) -> None:
-    """S39, S40: the label is for a vector that is too short, too long, or of words of another width.
+    """S39, S40. The label is for a vector that is too short, too long, or of words of another width.
 
     Powers: signs any digest. Control: one of the call's length is added.
     """
@@ -334,7 +334,7 @@ def _negative(hand: ByHand) -> None:
 
 @pytest.mark.parametrize("way", [_doubled, _wrapped, _heavy, _weightless, _negative], ids=lambda way: way.__name__[1:])
 def test_a_sum_that_honest_sites_cannot_have_is_not_used(asked: Asked, way: Callable[[ByHand], None]) -> None:
-    """S50, S52: a modified client sends words beyond its clip, aims at the ring's wrap, or claims another weight.
+    """S50, S52. A modified client sends words beyond its clip, aims at the ring's wrap, or claims another weight.
 
     Powers: any words and any weight under right masks. Control: the largest honest sum is used.
     """

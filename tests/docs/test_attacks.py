@@ -41,12 +41,15 @@ def test_every_attack_says_what_is_tried_with_which_powers_and_how_the_door_open
     attack = TOOL.parse(node, file)
     assert attack is not None, f"{file.name}::{node.name}: A17. What is tried. Powers: … Control: …"
     assert set(attack.numbers) <= set(TOOL.KNOWN)
+    assert set(attack.sums) <= set(TOOL.KNOWN_SUMS)
     assert attack.chapter != "Elsewhere", f"tools/attacks.py has no chapter for {file.name}"
 
 
 def test_every_attack_of_the_list_is_tried() -> None:
     covered = {number for attack in TOOL.collect() for number in attack.numbers}
     assert set(TOOL.KNOWN) - covered == set(), "attacks of the list that no test names"
+    summed = {number for attack in TOOL.collect() for number in attack.sums}
+    assert set(TOOL.KNOWN_SUMS) - summed == set(), "attacks on the secure sum that no test names"
 
 
 def test_there_are_many_more_of_our_own() -> None:
@@ -60,7 +63,7 @@ def test_every_attack_tries_something() -> None:
     """Each test refuses something (raises, a helper that does, an exit code) and asserts or opens something."""
     for file, node in TESTS:
         text = ast.unparse(node)
-        assert any(word in text for word in ("assert", "raises", "_refused")), f"{file.name}::{node.name}"
+        assert any(word in text for word in ("assert", "raises", "refused", "not_taken", ".opens(")), f"{file.name}::{node.name}"
 
 
 def test_the_page_is_what_the_tests_say() -> None:
@@ -72,7 +75,8 @@ def test_the_page_is_what_the_tests_say() -> None:
     [
         "", "What is tried. Powers: all. Control: opens.", "A17. What is tried.", "A17. What is tried. Powers: all.",
         "A17. What is tried. Control: opens. Powers: all.", "A17 What is tried. Powers: all. Control: opens.",
-        "A17,A18. Tried. Powers: all. Control: opens.", "A190. Tried. Powers: all. Control: opens.",
+        "A17,A18. Tried. Powers: all. Control: opens.", "A1, S1. Tried. Powers: all. Control: opens.",
+        "A190. Tried. Powers: all. Control: opens.",
         "own. Tried. Powers: all. Control: opens.", "A17. Powers: all. Control: opens.",
     ],
 )  # fmt: skip

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from not_fed.age import HybridIdentity, hpke
 from not_fed.aggregation.secure.masks import SEED_BYTES
 from not_fed.envelope.summing import TAG, encode
+
+OVERHEAD_BYTES = 1136  # of HPKE with this KEM: an encapsulated key of 1,120 bytes and a tag of 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,11 @@ def commit_blind(key: bytes, *, call_sha256: str, uploader: str) -> str:
 def same(commitment: str, other: str) -> bool:
     """Whether two commitments are the same, in a time that does not tell where they differ."""
     return hmac.compare_digest(commitment, other)
+
+
+def sealed_sizes(cohort: Sequence[str], helpers: Sequence[str], *, is_blind: bool) -> dict[str, int]:
+    """How long each site's capsule is, sealed."""
+    return {name: OVERHEAD_BYTES + SEED_BYTES * ((name in helpers) + is_blind + len(helpers)) for name in cohort}
 
 
 def _info(call_sha256: str, uploader: str, to: str) -> bytes:

@@ -105,7 +105,7 @@ class SumLedger:
         if self.writes < least_writes:
             raise LedgerRolledBack(
                 where=str(folder / LEDGER_FILE), expected=f"{least_writes} writes or more", got=str(self.writes),
-                hint="put the newest one back; if it is lost, make new keys: nothing was sent",
+                hint="put the newest one back; if it is lost: not-fed site forget-sums HOME. Nothing was sent",
             )  # fmt: skip
 
     @property
@@ -123,7 +123,7 @@ class SumLedger:
             if row is not None and now - datetime.fromisoformat(row["made"]) < FRESH_FOR:
                 return bytes(row["line"])
             old = (now - KEY_VALIDITY).astimezone(UTC).isoformat()
-            database.execute("UPDATE keys SET sealed = NULL WHERE call IS NULL AND made < ?", (old,))
+            database.execute("UPDATE keys SET sealed = NULL WHERE made < ?", (old,))
             last = database.execute("SELECT max(number) AS last FROM keys").fetchone()["last"] or 0
             key = make(last + 1)
             digest = hashlib.sha256(key.line).hexdigest()

@@ -125,6 +125,9 @@ class ServerSum:
         found = {name: hashlib.sha256(data).hexdigest() for name, data in capsules_of.items()}
         if found != paper.capsules:
             raise bad_paper(f"capsules of {site}", "those that its upload names", "others")
+        sizes = capsules.sealed_sizes(self.call.names, self.helpers, is_blind=self._plan.blind)
+        if {name: len(data) for name, data in capsules_of.items()} != sizes:
+            raise bad_paper(f"capsules of {site}", "as long as the plan's secrets are", "others")
         return paper
 
     def add_upload(self, site: str, *, label: bytes, capsules_of: Mapping[str, bytes], vector: memoryview) -> None:

@@ -116,9 +116,12 @@ class SiteSum:
             now=self._now,
         )
 
-    def check(self, call: SumCall) -> Thresholds:
-        """Hold a call against the signed plan and the roster.
+    def check(self, call: SumCall, *, takes_part: bool = True) -> Thresholds:
+        """Hold a call against the signed plan and, before this site seals anything to the others, the roster.
 
+        Args:
+            takes_part: whether this site uploads. To help in what others sent, it is enough that they may: whoever was
+                revoked since cannot have an upload in the set, and else counts among those that may collude.
         Raises:
             NotTheSignedPlan; UnsafePlan: the cohort is too small for the plan. UnknownMember, MemberNotActive,
             WrongRole: somebody in the cohort is not on the roster.
@@ -129,7 +132,7 @@ class SiteSum:
             raise _other_plan(f"plan {plan.sha256[:12]} of run {plan.run}, of {plan.rounds} rounds", "another")
         if self._me not in call.names or not set(call.names) <= set(plan.sites):
             raise _other_plan(f"{self._me} and other sites of the plan", ", ".join(call.names))
-        for name in call.names:
+        for name in call.names if takes_part else ():
             self._roster.member(name, role="author", now=self._now)
         return plan.thresholds(len(call.names))
 
@@ -203,7 +206,7 @@ class SiteSum:
         Guarantees: this site helps one set in a round; asked for it again it gives the same bytes again.
         Proved by: tests/attacks/test_secure_sum_server.py
         """
-        rule = self.check(call)
+        rule = self.check(call, takes_part=False)
         if self._me not in call.helpers(rule.helpers):
             raise bad_paper("call for help", "one to a helper of this call", f"one to {self._me}")
         opened = self._open(call, rule, labels, capsules_to_me)
@@ -231,7 +234,7 @@ class SiteSum:
         Raises:
             as `help`; BadSumPaper: nobody is missing, more than the plan's `vanish`, or one who is no helper.
         """
-        rule = self.check(call)
+        rule = self.check(call, takes_part=False)
         lost = list(missing)
         if lost != sorted(set(lost)) or not set(lost) <= set(call.helpers(rule.helpers)):
             raise bad_paper("lost helpers", "helpers of this call, sorted, each once", ", ".join(lost) or "nobody")
@@ -261,7 +264,7 @@ class SiteSum:
         Raises:
             as `help`.
         """
-        rule = self.check(call)
+        rule = self.check(call, takes_part=False)
         _check_length(total, call)
         opened = self._open(call, rule, labels, capsules_to_me)
         for uploader, capsule in sorted(opened.capsules.items()):
