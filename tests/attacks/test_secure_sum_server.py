@@ -35,6 +35,7 @@ from not_fed.trust.plans import UnsafePlan
 from tests.support.lying_sums import (
     OTHER_START,
     Asked,
+    ByHand,
     is_noise,
     partial_by_hand,
     refused,
@@ -286,6 +287,21 @@ def test_a_helper_answers_for_one_set(asked: Asked) -> None:
     for other in combinations(ALL, 3):
         with refused(asked.cohort, OtherSet):
             asked.help(first, other)
+    asked.opens()
+
+
+def test_the_same_sites_with_other_uploads_are_another_set(asked: Asked) -> None:
+    """S15. A colluding site signs two uploads, so that the same sites make two sets, and a helper answers for both.
+
+    Powers: one site signs what it likes, also twice for one call. Control: the first set's sum comes out.
+    """
+    liar = next(name for name in ALL if name != asked.helpers[0])
+    honest = asked.uploads[liar]
+    asked.help(asked.helpers[0], ALL)
+    asked.uploads[liar] = ByHand(asked.cohort, liar, asked.call, asked.keys).build()
+    with refused(asked.cohort, OtherSet):
+        asked.help(asked.helpers[0], ALL)
+    asked.uploads[liar] = honest
     asked.opens()
 
 
