@@ -14,7 +14,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -518,7 +518,7 @@ def test_a_change_may_come_in_blocks_of_any_length(fresh: Cohort) -> None:
     for place, name in enumerate(ALL):
         change, words = fresh.update(name), bytearray()
         borders = [0, place, place + 1, 17, 17, 39, 40]
-        blocks = [change[start:stop] for start, stop in zip(borders, borders[1:], strict=False)]
+        blocks = [change[start:stop] for start, stop in pairwise(borders)]
         uploaded = fresh.site(name).upload(
             call, keys=keys, change=blocks, sink=words.extend, contribution=NOTHING_CLAIMED
         )

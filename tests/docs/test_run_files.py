@@ -21,7 +21,7 @@ import yaml
 
 from not_fed import settings
 from not_fed.coordinator.deployment import BankTable, Deployment, GatewayTable, TlsTable
-from not_fed.coordinator.plan import FederationPlan
+from not_fed.coordinator.plan import FederationPlan, OptimiserTable, RobustTable, SecureSumTable
 from not_fed.envelope.task import ProposedPrivacy, Training
 
 ROOT = Path(__file__).parents[2]
@@ -155,14 +155,22 @@ def test_a_unit_stops_the_supervisor_first_and_starts_it_again(unit: Path) -> No
 
 
 def test_the_plans_template_is_one_and_shows_every_setting() -> None:
-    value = tomllib.loads((ROOT / "server" / "federation.toml").read_text())
+    text = (ROOT / "server" / "federation.toml").read_text()
+    value = tomllib.loads(text)
     plan = settings.check(FederationPlan, value, where="federation.toml")
-    assert set(value) == set(FederationPlan.model_fields)
+    tables = {"secure_sum": SecureSumTable, "robust": RobustTable, "optimiser": OptimiserTable}  # of other modes
+    for name, table in tables.items():
+        shown_table = re.search(rf"^# \[{name}\].*\n((?:# .*\n)*)", text, re.MULTILINE)
+        assert shown_table is not None
+        assert re.findall(r"^# (\w+) =", shown_table[1], re.MULTILINE) == list(table.model_fields)
+        tomllib.loads(shown_table[0].replace("# ", "", 1).replace("\n# ", "\n"))
+    assert set(value) | {"spans", *tables} == set(FederationPlan.model_fields)
     assert set(value["training"]) == set(Training.model_fields)
     assert set(value["privacy"]) == set(ProposedPrivacy.model_fields)
     defaults = {name: field.default for name, field in FederationPlan.model_fields.items() if not field.is_required()}
     shown = {name for name, default in defaults.items() if getattr(plan, name) == default}
-    assert set(defaults) - shown == {"base", "weights", "privacy"}  # examples; the others show what holds without them
+    examples = {"base", "weights", "privacy", "span"}  # the others show what holds without them
+    assert set(defaults) - shown == examples
 
 
 def test_the_deployments_template_is_one_and_shows_every_setting_with_its_default() -> None:
