@@ -18,6 +18,7 @@ from not_fed.site.account import receipt_for
 from not_fed.site.answer import Answer
 from not_fed.site.arrivals import Gathered, gather, take_candidate
 from not_fed.site.job import Job
+from not_fed.site.log_file import note
 from not_fed.site.making import make_organ
 from not_fed.site.parcels import Parcel
 from not_fed.site.state import KeptSum
@@ -96,7 +97,7 @@ def _vote(
 def _judge(
     job: Job, organs: Sequence[Parcel], vector: Parcel | None, began: Gathered, papers: RoundPapers
 ) -> Judged:  # fmt: skip
-    """What cannot be read is refused; that it could not is all that the others learn."""
+    """What cannot be read is refused; that it could not is all that the others learn, why is in this site's log."""
     total = job.task.total
     try:
         if total is None:
@@ -105,7 +106,8 @@ def _judge(
             candidate = read_blind(job, total, began, _there(vector), papers)
     except (OrganNotFinite, OrganAbsurd):
         return unjudged("not-finite", start=began.start)
-    except (InputError, FitError, TrustError):
+    except (InputError, FitError, TrustError) as error:
+        note(job.home.folder, f"run {job.task.run}, round {job.task.round}: the aggregate cannot be read: {error}")
         return unjudged("cannot-open" if total is None else "cannot-read-sum", start=began.start)
     return judge(job, candidate=candidate, start=began.start, body=began.body)
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from not_fed.aggregation.secure.site import NotTheSignedPlan
+from not_fed.aggregation.secure.site import BadCapsule, NotTheSignedPlan
 from not_fed.envelope.papers import NO_PAPERS
 from not_fed.site import steps, summing
+from not_fed.site.arrivals import Gathered
+from not_fed.site.log_file import LOG_FILE
 from not_fed.site.state import KeptSum, SiteState
 from tests.support.plans import sum_plan
 
@@ -64,3 +66,21 @@ def test_a_blind_site_counts_the_votes_on_what_counts_in_every_span(
     monkeypatch.setattr(steps, "check_votes", lambda job, papers, *, kept: counted.append(kept))
     steps._keep_blind(SimpleNamespace(task=task, state=state), None, NO_PAPERS)  # type: ignore[arg-type]
     assert counted == [{2: ("2", "p2"), 3: ("3", "p3")}]
+
+
+def test_why_a_sum_could_not_be_read_is_in_the_sites_log_and_not_in_its_vote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> Path:
+        raise BadCapsule(where="capsule of ward", expected="the blinding key", got="another", hint="none")
+
+    monkeypatch.setattr(steps, "read_blind", refuse)
+    task = SimpleNamespace(run="spring", round=4, total=object())
+    job, began = (
+        SimpleNamespace(task=task, home=SimpleNamespace(folder=tmp_path)),
+        Gathered(start=None, body=(), organs={}),
+    )
+    judged = steps._judge(job, (), object(), began, NO_PAPERS)  # type: ignore[arg-type]
+    assert (judged.accept, judged.reason, dict(judged.notes)) == (False, "cannot-read-sum", {})
+    assert "round 4" in (said := (tmp_path / LOG_FILE).read_text())
+    assert "capsule of ward" in said
