@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +38,18 @@ def sum_plan(**changes: Any) -> SumPlan:  # noqa: ANN401
 
 
 def planned_council(folder: Path, *, plans: Sequence[SumPlan] = ()) -> Council:
-    """As `Council.make`, with the four sites and the coordinator; a fifth member is no author."""
-    folder.mkdir()
+    """As `Council.make`, with the four sites and the coordinator; a fifth member is no author.
+
+    One with the same plans is made once for all tests of a process and copied.
+    """
+    made = _made(tuple(plans))
+    return replace(made, folder=shutil.copytree(made.folder, folder))
+
+
+@cache
+def _made(plans: tuple[SumPlan, ...]) -> Council:
+    folder = Path(tempfile.mkdtemp(prefix="not-fed-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     stewards = tuple(Steward.generate(name) for name in NAMES)
     sites = {name: Site.make(name) for name in (*SITES, "reader", "hub")}
     roles = {"hub": ["relay", "aggregator"], "reader": ["receiver"]}
