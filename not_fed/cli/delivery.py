@@ -101,6 +101,7 @@ def passport_facts(passport: Passport | None) -> dict[str, Any]:
         "audit_contradicts": audit.contradicts(claim) if audit else None,
         "releases": [release.model_dump(exclude_none=True) for release in passport.releases],
         "ledger_head": passport.ledger_head,
+        "contributors": [one.model_dump() for one in passport.contributors],
     }  # fmt: skip
 
 
@@ -140,6 +141,7 @@ def passport_lines(passport: Passport, roster: TrustedRoster) -> list[tuple[str,
         *([] if again is None else [("", f"its mechanism costs {again}, computed here")]),
         ("audit", f"{audit.words(passport.dp)}; by the author's word" if audit else "none"),
         *([("numbers", release_words(passport))] if passport.releases else []),
+        *(("" if number else "sum of", str(one)) for number, one in enumerate(passport.contributors)),
     ]
 
 

@@ -27,6 +27,7 @@ from not_fed.envelope.claims import (
     Release,
     check_releases,
     ledger_head_from_training,
+    promise,
     releases_from_training,
 )
 from not_fed.envelope.dsse import MalformedSigned, Moment, Name, NewerFormat, Sha256, Stale, Statement
@@ -59,6 +60,18 @@ class Contributor(Statement):
     epsilon: float | None
     delta: float | None
     unit: Literal["record", "person"] | None
+
+    @model_validator(mode="after")
+    def _a_claim_is_whole(self) -> Self:
+        if len({value is None for value in (self.epsilon, self.delta, self.unit)}) != 1:
+            raise ValueError("epsilon, delta and unit, or none of them")
+        return self
+
+    def __str__(self) -> str:
+        """The site and its claim, in one line."""
+        if self.epsilon is None or self.delta is None or self.unit is None:
+            return f"{self.site}, no differential privacy claimed"
+        return f"{self.site}, {promise(self.epsilon, delta=self.delta, unit=self.unit)}"
 
 
 class Passport(Statement):
