@@ -30,6 +30,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from not_fed.aggregation.secure.server import HelpersLost, TooFewShares
+from not_fed.aggregation.secure.site import NotTheSignedPlan
 from not_fed.arrays import bytes_of_array
 from not_fed.coordinator.rounds import Order, Reply, Rounds, TooFewAnswers, clean_code
 from not_fed.coordinator.state import Step, run_lock
@@ -71,29 +72,40 @@ def run_federation(grid: Grid, *, home: Path) -> Rounds:
         RunLocked: another process is at it.
         NobodyThere: fewer than `min_answers` sites have connected in time. TooFewAnswers: too few have answered, as
             often as the plan says; the run has stopped until it is started again. SuperLinkGone.
+        NotTheSignedPlan: the roster does not have the plan of a secure sum; the run has stopped.
     Proved by: tests/unit/test_exchange.py::test_a_round_with_too_few_answers_is_opened_again_and_then_the_run_stops
     """
     with run_lock(home):
         rounds = Rounds(home, now=_now())
         with rounds.state.session():
-            exchange, failed = _Exchange(grid, rounds), 0
-            while (step := rounds.next_step()) is not None:
-                rounds.open(step)
-                if not exchange.ask(step):
-                    continue
-                try:
-                    rounds.close(step, now=_now())
-                    failed = 0
-                except PeerError as error:
-                    failed += 1
-                    if failed >= rounds.plan.max_attempts or not isinstance(error, MORE_MAY_COME):
-                        rounds.state.stop_run(rounds.plan.run, code=error.code)
-                        raise
-                    log.warning("%s; it is opened again in %.0f s", error, rounds.plan.retry_after_s)
-                    exchange.linger(step)
-                rounds.refresh(now=_now())
+            try:
+                _drive(_Exchange(grid, rounds), rounds)
+            except NotTheSignedPlan as error:  # before the first round, or since the stewards took the plan away
+                rounds.state.problem(error.code, str(error)[:500])
+                rounds.state.stop_run(rounds.plan.run, code=error.code)
+                raise
     log.info("run %s is complete", rounds.plan.run)
     return rounds
+
+
+def _drive(exchange: _Exchange, rounds: Rounds) -> None:
+    """Every step that is left; raises as `run_federation`."""
+    failed = 0
+    while (step := rounds.next_step()) is not None:
+        rounds.open(step)
+        if not exchange.ask(step):
+            continue
+        try:
+            rounds.close(step, now=_now())
+            failed = 0
+        except PeerError as error:
+            failed += 1
+            if failed >= rounds.plan.max_attempts or not isinstance(error, MORE_MAY_COME):
+                rounds.state.stop_run(rounds.plan.run, code=error.code)
+                raise
+            log.warning("%s; it is opened again in %.0f s", error, rounds.plan.retry_after_s)
+            exchange.linger(step)
+        rounds.refresh(now=_now())
 
 
 def home_of(context: Context) -> Path | None:

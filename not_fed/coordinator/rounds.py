@@ -1013,9 +1013,9 @@ class Rounds:
             "plan": self.plan, "round_number": step.round, "bank": self.bank, "home": self._home,
             "roster": self.roster, "signer": self._signer, "now": now,
         }  # fmt: skip
-        if self.plan.mode == "secure-sum":
-            old = self.state.aggregate(step.run, step.round)
-            making = trusted.seal_again(old[0] if old else "", **known_facts)
+        old = self.state.aggregate(step.run, step.round)
+        if old is not None and (self.plan.mode == "secure-sum" or self.quorum):  # summed, or voted on: there is one
+            making = trusted.seal_again(old[0], **known_facts)
         else:
             making = trusted.aggregate(good, start=self._began_from(step), tell=self._problem, **known_facts)
         with making as made:

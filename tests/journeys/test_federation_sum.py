@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from not_fed import files
 from not_fed.aggregation.secure import Ring
+from not_fed.aggregation.secure.site import NotTheSignedPlan
 from not_fed.coordinator.plan import load_plan
 from not_fed.coordinator.rounds import Rounds
 from not_fed.coordinator.state import CoordinatorState, Step
@@ -28,6 +29,7 @@ from not_fed.organ.organ import read_organ
 from not_fed.simulation import Prepared, SimulationResult, Tap, run
 from tests.support.federation import SITES, lose, tiny_prepared
 
+VOTING = {site: {"held_out": "held_out.jsonl", "vote": {"allowed": "public_by_decision"}} for site in SITES}
 FOUR = ("clinic", "hospice", "lab", "ward")
 
 
@@ -219,3 +221,28 @@ def test_a_set_with_a_revoked_sites_update_is_burnt(tmp_path: Path) -> None:
     following = rounds.next_step()
     assert following is not None
     assert (following.round, following.kind) == (2, "train")
+
+
+def test_without_the_stewards_plan_the_run_stops_and_nobody_is_asked(tmp_path: Path) -> None:
+    prepared = tiny_prepared(tmp_path, mode="secure-sum")
+    plan = (prepared.coordinator / "federation.toml").read_text()
+    (prepared.coordinator / "federation.toml").write_text(plan.replace("collude = 1", "collude = 0"))
+    asked: list[object] = []
+    with pytest.raises(NotTheSignedPlan):
+        run(prepared, tap=lambda direction, data: asked.append(direction))
+    assert not asked
+    assert CoordinatorState(prepared.coordinator).outcome(prepared.run) == "stopped"
+
+
+def test_an_aggregate_that_was_voted_on_is_sealed_again_and_never_made_anew(tmp_path: Path) -> None:
+    prepared = tiny_prepared(tmp_path, mode="trusted", plan={"quorum": 2}, policy=VOTING)
+    with pytest.raises(Cut):
+        run(prepared, tap=cut_after(24))  # in the second round
+    rounds = Rounds(prepared.coordinator, now=datetime.now(UTC))
+    before, kept = rounds.state.proposal(prepared.run, 1), rounds.state.aggregate(prepared.run, 1)
+    assert before is not None
+    assert kept is not None
+    rounds._known_aggregate = lambda step, *, now: None  # type: ignore[method-assign]  as when a recipient was revoked
+    digest, _ = rounds._aggregate(Step(run=prepared.run, round=1, kind="train"), [], now=datetime.now(UTC))
+    assert digest != kept[0]
+    assert rounds.state.proposal(prepared.run, 1) == before
