@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from not_fed.aggregation.secure.ledger import LedgerRolledBack, RoundKeyGone
 from not_fed.aggregation.secure.site import BadCapsule, NotTheSignedPlan
 from not_fed.envelope.papers import NO_PAPERS
+from not_fed.home import Home
 from not_fed.site import steps, summing
 from not_fed.site.arrivals import Gathered
 from not_fed.site.log_file import LOG_FILE
 from not_fed.site.state import KeptSum, SiteState
+from not_fed.site.sumkeys import FOLDER, forget_sums, sums
 from tests.support.plans import sum_plan
+from tests.support.sums import NAMES, Cohort, new_party, plan_of
 
 
 def a_job(**changes: Any) -> Any:  # noqa: ANN401
@@ -84,3 +89,23 @@ def test_why_a_sum_could_not_be_read_is_in_the_sites_log_and_not_in_its_vote(
     assert (judged.accept, judged.reason, dict(judged.notes)) == (False, "cannot-read-sum", {})
     assert "round 4" in (said := (tmp_path / LOG_FILE).read_text())
     assert "capsule of ward" in said
+
+
+def test_a_site_that_lost_its_memory_of_sums_begins_a_new_one_when_told_to(tmp_path: Path) -> None:
+    """Without being told it refuses; what was sealed to the keys of before is not opened either way."""
+    cohort = Cohort(plan=plan_of(NAMES[:3]), parties={name: new_party(name) for name in NAMES[:3]}, folder=tmp_path)
+    home, state = Home(tmp_path / "a"), SiteState(tmp_path / "a")
+    with sums(home, state) as ledger:
+        cohort.ledgers["a"] = ledger
+        call = cohort.call(cohort.keys())
+        assert ledger.sealed_key(call, me="a")
+    assert state.sum_writes() > 0
+    shutil.rmtree(home.folder / FOLDER)
+    with pytest.raises(LedgerRolledBack), sums(home, state):
+        pass
+    forget_sums(home)
+    with sums(home, state) as ledger:
+        with pytest.raises(RoundKeyGone):
+            ledger.sealed_key(call, me="a")
+        cohort.ledgers["a"] = ledger
+        assert cohort.site("a").offer_key()
