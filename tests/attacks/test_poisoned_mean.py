@@ -105,10 +105,10 @@ def aggregated(
     with aggregate(
         answers, plan=load_plan(prepared.coordinator).model_copy(update=plan), round_number=1, bank=bank, home=home,
         roster=home.roster(now), signer=home.signer(), now=now, start=began, tell=tell,
-    ) as (data, label):  # fmt: skip
-        (folder / "start.sealed").write_bytes(data.read_bytes())
-        (folder / "start.label").write_bytes(label)
-        open_organ(data, opener=ward.opener(), roster=ward.roster(now), out=folder / "mean.organ", now=now)
+    ) as made:  # fmt: skip
+        (folder / "start.sealed").write_bytes(made.sealed.read_bytes())
+        (folder / "start.label").write_bytes(made.label)
+        open_organ(made.sealed, opener=ward.opener(), roster=ward.roster(now), out=folder / "mean.organ", now=now)
     return read_organ(folder / "mean.organ")
 
 

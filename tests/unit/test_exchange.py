@@ -470,6 +470,16 @@ def test_a_site_that_is_revoked_in_mid_run_is_not_ordered_and_does_not_count(tmp
         assert parse_label(bank.label(digest))[1].to == (CLINIC, HOSPICE)
 
 
+def test_who_was_left_out_of_the_aggregate_stands_among_the_problems(tmp_path: Path) -> None:
+    """A limit that no organ keeps: each is clipped in both rounds, the second measured from the first's aggregate."""
+    robust = {"rule": "median", "max_norm": 1e-9}
+    case = Case(tmp_path, plan=FAST | {"robust": robust, "min_answers": 3}, mode="trusted")
+    case.run()
+    assert case.state.outcome("first") == "complete"
+    noted = [(one.site, one.text[:8]) for one in case.state.problems(100) if one.code == "norm-clipped"]
+    assert sorted(noted) == [(site, f"round {number}:") for site in sorted(SITES) for number in (1, 2)]
+
+
 def test_organs_that_were_sealed_to_a_revoked_site_are_asked_for_again(tmp_path: Path) -> None:
     """In mode bank nobody may open them any more: their round is open again, and its task is issued anew."""
     case = revoked_during_round_2(tmp_path)
