@@ -20,10 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from not_fed import __version__, files
+from not_fed.aggregation.secure import SiteSum
 from not_fed.bench.harness import cpu_name
 from not_fed.coordinator.bank import Bank
 from not_fed.coordinator.state import CoordinatorState
+from not_fed.coordinator.summing import SumRound
 from not_fed.envelope import open_organ, passport_path
+from not_fed.envelope.checks import Expectation
 from not_fed.envelope.passport import parse_passport
 from not_fed.errors import NotFedError
 from not_fed.home import Home
@@ -46,8 +49,10 @@ from not_fed.simulation import (
     summarise,
 )
 from not_fed.simulation.federation import HPO
+from not_fed.simulation.prepare import COORDINATOR, Prepared
 from not_fed.simulation.running import Engine
 from not_fed.site.state import SiteState
+from not_fed.site.sumkeys import sums
 
 MARKER = ".not-fed-demo"
 LIBRARIES = ("torch", "flwr", "transformers")
@@ -158,37 +163,56 @@ def _recorded(path: Path) -> Iterator[Recorder]:
 
 
 def _refusals(result: SimulationResult, *, scratch: Path) -> list[dict[str, Any]]:
-    """What a malicious server could try with a sealed organ that it holds, tried on the receiving site."""
+    """What a malicious server could try with what it holds, tried on the receiving sites."""
     prepared = result.prepared
     bank, state = Bank.at(prepared.coordinator), CoordinatorState(prepared.coordinator)
-    sent = next(
-        one for one in state.deliveries(prepared.run) if one.kind == "organ" and one.recipient in prepared.sites
-    )
+    sent = next(one for one in state.deliveries(prepared.run) if one.recipient in prepared.sites)
     sealed, _label = bank.get(sent.sealed_sha256)
-    others = [site for site in prepared.sites if site not in (sent.recipient, sent.sender)]
     turned = bytearray(sealed)
     turned[len(sealed) // 2] ^= 1
+    home, now = prepared.sites[sent.recipient], Expectation()
+    later = Expectation(round_number=sent.round + 1)
     attempts = [
-        ("one bit of a sealed organ changed on its way", bytes(turned), sent.recipient),
-        ("a sealed organ cut short", sealed[:-65_552], sent.recipient),
-        ("a sealed organ given to its own author, who is no recipient", sealed, sent.sender),
-        (
-            "yesterday's header before today's organ",
-            sealed[:4096] + bytes(turned[4096:]),
-            others[0] if others else sent.recipient,
-        ),
+        ("one bit of a sealed organ changed on its way", bytes(turned), now),
+        ("a sealed organ cut short", sealed[:-65_552], now),
+        ("yesterday's header before today's organ", sealed[:4096] + bytes(turned[4096:]), now),
+        ("this round's organ passed off as the next one's", sealed, later),
     ]
-    return [
-        {"what": what, **_attempt(data, home=prepared.sites[site], scratch=scratch)} for what, data, site in attempts
+    tried = [
+        {"what": what, **_attempt(data, home=home, scratch=scratch, expect=expect)} for what, data, expect in attempts
     ]
+    return [*tried, *(_asked_again(prepared, fewer) for fewer in (0, 1) if prepared.mode == "secure-sum")]
 
 
-def _attempt(sealed: bytes, *, home: Path, scratch: Path) -> dict[str, Any]:
+def _asked_again(prepared: Prepared, fewer: int) -> dict[str, Any]:
+    """A helper of the first round is asked to take its masks off once more."""
+    home, now = Home(prepared.coordinator), datetime.now(UTC)
+    roster = home.roster(now)
+    held = SumRound(
+        state=CoordinatorState(prepared.coordinator), bank=Bank.at(prepared.coordinator), roster=roster,
+        plan=roster.plans[prepared.run], run=prepared.run, round=1, now=now,
+    )  # fmt: skip
+    helper, uploads = held.helpers()[0], held.uploads()
+    asked = dict(list(uploads.items())[: len(uploads) - fewer])
+    capsules = {site: capsule for site, capsule in held.capsules_for(helper).items() if site in asked}
+    site = Home(prepared.sites[helper])
+    what = "for one site less, to learn it as the difference" if fewer else "after the round is over"
+    try:
+        with sums(site, SiteState(site.folder)) as ledger:
+            SiteSum(
+                plan=held.plan, signer=site.signer(), opener=site.opener(), roster=roster, ledger=ledger, now=now
+            ).help(held.require_call(), labels=list(asked.values()), capsules_to_me=capsules, sink=lambda _: None)
+    except NotFedError as error:
+        return {"what": f"a helper asked once more, {what}", "code": error.code, "exit_code": error.exit_code}
+    return {"what": f"a helper asked once more, {what}", "code": "HELPED", "exit_code": 0}
+
+
+def _attempt(sealed: bytes, *, home: Path, scratch: Path, expect: Expectation) -> dict[str, Any]:
     place, now = Home(home), datetime.now(UTC)
     file, out = scratch / "attempt.sealed", scratch / "attempt.organ"
     files.write_atomic(file, sealed, overwrite=True)
     try:
-        open_organ(file, opener=place.opener(), roster=place.roster(now), out=out, now=now)
+        open_organ(file, opener=place.opener(), roster=place.roster(now), out=out, now=now, expect=expect)
     except NotFedError as error:
         return {"code": error.code, "exit_code": error.exit_code}
     finally:
@@ -244,10 +268,15 @@ def _run_details(result: SimulationResult, *, federation: FederationFile, epsilo
     received = {
         site: {organ.organ_sha256 for organ in state.organs(result.prepared.run)} for site, state in states.items()
     }
+    if result.prepared.mode == "bank":
+        authored = [(site, number, organ) for site, rounds in result.own.items() for number, organ in rounds.items()]
+    else:
+        first = next(iter(result.aggregates.values()), {})
+        authored = [(COORDINATOR, number, organ) for number, organ in first.items()]
     passports = [
-        _passport(organ, author=site, round_number=number, received=received)
-        for site, rounds in result.own.items()
-        for number, organ in rounds.items()
+        _passport(organ, author=author, round_number=number, received=received)
+        for author, number, organ in authored
+        if passport_path(organ).is_file()  # a blind sum has none: nobody but the sites could sign for it
     ]
     return summary | {
         "epsilon": epsilon,
@@ -268,6 +297,7 @@ def _passport(organ: Path, *, author: str, round_number: int, received: Mapping[
         "round": round_number,
         "organ_sha256": digest,
         "span": list(passport.span),
+        "contributors": [{"site": one.site, "epsilon": one.epsilon} for one in passport.contributors],
         "epsilon": dp.epsilon if dp else None,
         "delta": dp.delta if dp else None,
         "unit": dp.unit if dp else "record",

@@ -163,6 +163,16 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PapersHeld:
+    """Signed papers of a kind, or capsules, of one round."""
+
+    round: int
+    kind: str
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
     """When a site was last heard of, and the version of not-fed that it said it runs, if it said so."""
 
@@ -423,6 +433,14 @@ class CoordinatorState:
         with self._store.transaction() as database:
             rows = database.execute(query, (run, round_number, site)).fetchall()
         return {row[by]: bytes(row["sealed"]) for row in rows}
+
+    def papers(self, run: str) -> list[PapersHeld]:
+        """How many signed papers and capsules of a run are kept, by round and kind."""
+        signed = "SELECT round, kind, count(*) AS count, sum(length(line)) AS bytes FROM statements WHERE run = ? "
+        sealed = "SELECT round, 'capsules' AS kind, count(*), sum(length(sealed)) FROM capsules WHERE run = ? "
+        query = f"{signed} GROUP BY round, kind UNION ALL {sealed} GROUP BY round ORDER BY 1, 2"
+        with self._store.transaction() as database:
+            return [PapersHeld(**dict(row)) for row in database.execute(query, (run, run)).fetchall()]
 
     def fix_active(self, run: str, round_number: int, sites: Sequence[str]) -> None:
         """Fix the set of uploads that is summed, once."""

@@ -174,6 +174,15 @@ def traffic_heading(result: Federated) -> str:
     return said
 
 
+def held_heading(result: Federated) -> str:
+    """What the server held at most of what a single site sent."""
+    summed = [run for run in result.runs if run.mode == "secure-sum" and run.held]
+    if not summed:
+        return "What the server held, step by step"
+    sites = words.counted(len(result.sites), "change") if result.sites else "changes"
+    return f"The server held the sum of {sites} under masks, step by step, and never a single one"
+
+
 def server_heading(result: Federated) -> str:
     """What the server kept, and what a search of it found."""
     kept = sum(stored.bytes for stored in result.server_saw)
@@ -226,7 +235,8 @@ def passports_heading(result: Federated) -> str:
     """How many organs came with a passport, and who checked them."""
     passports = [passport for run in result.runs for passport in run.passports]
     checked = sum(bool(set(passport.verified_by) - {passport.author}) for passport in passports)
-    said = words.sentence(f"{words.counted(len(passports), 'organ')} travelled with a signed passport")
+    what = words.counted(len(passports), "aggregate" if any(one.contributors for one in passports) else "organ")
+    said = words.sentence(f"{what} travelled with a signed passport")
     if checked == len(passports):
         return f"{said}, and every one was verified by a recipient"
     return f"{said}; {words.counted(checked, 'was', 'were')} verified by a recipient"

@@ -81,7 +81,7 @@ def _facts(result: Federated) -> list[tuple[str, str]]:
 
 def _sections(result: Federated) -> list[Section]:
     """The sections there is something to say in, in reading order."""
-    makers = (_perplexity, _losses, _traffic, _server, _privacy, _passports, _refused, _time, _again)
+    makers = (_perplexity, _losses, _traffic, _held, _server, _privacy, _passports, _refused, _time, _again)
     return [section for maker in makers if (section := maker(result)) is not None]
 
 
@@ -179,6 +179,15 @@ def _kinds(runs: Sequence[Run]) -> list[dict[str, Any]]:
         }
         for (run, number, kind), group in list(groups.items())[:MAX_ROWS]
     ]  # fmt: skip
+
+
+def _held(result: Federated) -> Section | None:
+    runs = [run for run in result.runs if run.held]
+    if not runs:
+        return None
+    rows = [(run, one) for run in runs for one in run.held]
+    parts = {"rows": rows[:MAX_ROWS], "runs": len(runs) > 1, "summed": any(run.mode == "secure-sum" for run in runs)}
+    return Section(kind="held", label="Step by step", title=claims.held_heading(result), parts=parts)
 
 
 def _server(result: Federated) -> Section | None:

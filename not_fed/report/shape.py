@@ -134,6 +134,13 @@ class Account(Part):
     unit: str = "record"
 
 
+class Contributor(Part):
+    """A site behind a secure sum, with its own claim."""
+
+    site: str
+    epsilon: float | None = None
+
+
 class PassportClaim(Part):
     """What a passport said, and who checked its signatures."""
 
@@ -149,6 +156,17 @@ class PassportClaim(Part):
     span: list[int] = []
     issued: str = ""
     verified_by: list[str] = []
+    contributors: list[Contributor] = []
+
+
+class Held(Part):
+    """Things of one kind that the server held in a round, and what they told it."""
+
+    round: int = 0
+    what: str
+    count: int = 0
+    bytes: int = 0
+    tells: str = ""
 
 
 class Run(Part):
@@ -163,6 +181,7 @@ class Run(Part):
     deliveries: list[Delivery] = []
     passports: list[PassportClaim] = []
     accounts: dict[str, Account] = {}
+    held: list[Held] = []
 
 
 class Stored(Part):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from not_fed.organ.anatomy import Span
 from not_fed.organ.data import read_records
 from not_fed.progress import Progress, silent
-from not_fed.simulation.running import SimulationResult
+from not_fed.simulation.running import SimulationResult, held
 
 if TYPE_CHECKING:
     from not_fed.organ.evaluate import Perplexity
@@ -95,6 +96,7 @@ def _run(result: SimulationResult) -> dict[str, Any]:
         "seconds": result.seconds,
         "bytes_sent": result.bytes_sent,
         "answers": result.answers,
+        "held": [asdict(one) for one in held(prepared)],
         "deliveries": [
             {
                 "round": one.round,

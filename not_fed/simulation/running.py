@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from flwr.app import Message
 
@@ -134,6 +134,17 @@ class SimulationResult:
         return next((rounds[number] for _, rounds in sorted(self.aggregates.items()) if number in rounds), None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """Things of one kind that the coordinator held in a round, and what they told it."""
+
+    round: int
+    what: str
+    count: int
+    bytes: int
+    tells: str
+
+
 def run(
     prepared: Prepared,
     *,
@@ -210,7 +221,10 @@ def _kept(prepared: Prepared, coordinator: CoordinatorState) -> tuple[int, ...]:
         for line in coordinator.tasks(prepared.run)
     ]
     final = next((task for task in tasks if task.kind == "receive"), None)
-    return () if final is None else tuple(sorted({ref.round for ref in final.parcels}))
+    if final is None:
+        return ()
+    blind = set() if final.total is None else {final.total.call.round}
+    return tuple(sorted({ref.round for ref in final.parcels} | blind))
 
 
 def _rounds(prepared: Prepared) -> range:
@@ -248,6 +262,12 @@ def _stored(prepared: Prepared, coordinator: CoordinatorState) -> dict[str, dict
         found["sealed aggregates"] = {"count": len(aggregates), "bytes": sum(size for _, size in aggregates)}
         for field in ("count", "bytes"):
             found["sealed organs"][field] -= found["sealed aggregates"][field]
+    papers = coordinator.papers(prepared.run)
+    if papers:
+        found["signed papers and capsules of sums and votes"] = {
+            "count": sum(one.count for one in papers),
+            "bytes": sum(one.bytes for one in papers),
+        }
     tasks = coordinator.tasks(prepared.run)
     found["tasks it signed"] = {"count": len(tasks), "bytes": sum(len(task) for task in tasks)}
     if log_folder(prepared.coordinator).is_dir():
@@ -257,9 +277,50 @@ def _stored(prepared: Prepared, coordinator: CoordinatorState) -> dict[str, dict
     return found
 
 
+def held(prepared: Prepared) -> list[Held]:
+    """What the coordinator held at each step of each round, by its own records of who sent what and what came of it."""
+    state = CoordinatorState(prepared.coordinator)
+    answers, papers = state.answers(prepared.run), state.papers(prepared.run)
+    outcomes, rows = state.round_outcomes(prepared.run), []
+
+    def add(number: int, what: str, count: int, size: int, tells: str) -> None:
+        if count:
+            rows.append(Held(round=number, what=what, count=count, bytes=size, tells=tells))
+
+    for number in _rounds(prepared):
+        for kind, what, tells in _HELD if prepared.mode == "secure-sum" else _SEALED:
+            sealed = [one for one in answers if (one.round, one.kind, one.status) == (number, kind, "sealed")]
+            add(number, what, len(sealed), sum(one.size_bytes for one in sealed), tells)
+        for kind, (what, tells) in _PAPERS.items():
+            found = [one for one in papers if (one.round, one.kind) == (number, kind)]
+            add(number, what, sum(one.count for one in found), sum(one.bytes for one in found), tells)
+        made, proposal = state.aggregate(prepared.run, number), state.proposal(prepared.run, number)
+        outcome, why = outcomes.get(number, ("kept", ""))
+        if proposal is not None and proposal.total_sha256 is not None:
+            add(number, "sum under the sites' own masks", 1, proposal.size_bytes, "nothing: only sites read it")
+        elif made is not None:
+            told = "the aggregate" if prepared.mode == "trusted" else "the sum of all their changes, and no single one"
+            add(number, f"aggregate, {outcome}{': ' * bool(why)}{why}", 1, made[1], told)
+    return rows
+
+
+_HELD: Final = (
+    ("train", "masked changes", "nothing: words that look random, deleted once the sum is formed"),
+    ("help", "helpers' sums of masks", "masks alone; with all masked changes, their sum"),
+)
+_SEALED: Final = (("train", "sealed organs", "who, when, how large"),)
+_PAPERS: Final[Mapping[str, tuple[str, str]]] = {
+    "train": ("signed uploads", "digests, and what each site claims about its privacy"),
+    "capsules": ("capsules from site to site", "nothing: sealed to one site and one round each"),
+    "reveal": ("shares in the place of a lost helper", "the masks of that helper for these sites, nothing else"),
+    "vote": ("signed votes", "yes or no of each site, and a word why"),
+}
+
+
 def _count(prepared: Prepared, tap: Tap | None, progress: Progress) -> Tap:
     """Pass messages on to `tap`, and count answers for the progress bar: a greeting and an answer per step and site."""
-    done, total = 0, len(prepared.sites) * (prepared.rounds + 2)
+    steps = prepared.rounds * (1 if prepared.mode == "bank" else 3)
+    done, total = 0, len(prepared.sites) * (steps + 2)
 
     def counted(direction: Literal["sent", "received"], data: bytes) -> None:
         nonlocal done
