@@ -108,7 +108,7 @@ def prepare(
             _copy_data(home, data[site.name])
             wanted = _policy(federation, chosen, site, base)
             if fields["mode"] == "secure-sum":
-                wanted |= _sum_policy(fields["secure_sum"], site, held_out=data[site.name][1], charged=chosen.epsilon)
+                wanted |= _sum_policy(fields["secure_sum"], site, held_out=data[site.name][1])
             _write_settings(home / POLICY_FILE, SitePolicy, {**wanted, **changes})
     return Prepared(
         folder=out,
@@ -213,14 +213,16 @@ def _policy(federation: FederationFile, run: RunTable, site: SiteTable, base: Ba
     return policy
 
 
-def _sum_policy(
-    summed: Mapping[str, Any], site: SiteTable, *, held_out: Path | None, charged: float | None
-) -> dict[str, Any]:
-    """What a site's policy says of a secure sum: its weight; and how it votes, where there is a vote."""
+def _sum_policy(summed: Mapping[str, Any], site: SiteTable, *, held_out: Path | None) -> dict[str, Any]:
+    """What a site's policy says of a secure sum: its weight; and how it votes, where there is a vote.
+
+    The held-out records of a simulation are what it prints perplexities of: their bit is public by decision. A charged
+    vote needs some hundreds of them to be more than a coin (docs/voting.md).
+    """
     policy: dict[str, Any] = {"sum_weight": int(site.weight)}
     if summed.get("quorum") and held_out is not None:
         policy["held_out"] = f"held_out{held_out.suffix}"
-        policy["vote"] = {"allowed": "public_by_decision" if charged is None else "charged"}
+        policy["vote"] = {"allowed": "public_by_decision"}
     return policy
 
 

@@ -287,20 +287,24 @@ def held(prepared: Prepared) -> list[Held]:
         if count:
             rows.append(Held(round=number, what=what, count=count, bytes=size, tells=tells))
 
+    def add_papers(number: int, kinds: Mapping[str, tuple[str, str]]) -> None:
+        for kind, (what, tells) in kinds.items():
+            found = [one for one in papers if (one.round, one.kind) == (number, kind)]
+            add(number, what, sum(one.count for one in found), sum(one.bytes for one in found), tells)
+
     for number in _rounds(prepared):
         for kind, what, tells in _HELD if prepared.mode == "secure-sum" else _SEALED:
             sealed = [one for one in answers if (one.round, one.kind, one.status) == (number, kind, "sealed")]
             add(number, what, len(sealed), sum(one.size_bytes for one in sealed), tells)
-        for kind, (what, tells) in _PAPERS.items():
-            found = [one for one in papers if (one.round, one.kind) == (number, kind)]
-            add(number, what, sum(one.count for one in found), sum(one.bytes for one in found), tells)
+        add_papers(number, _UPLOADED)
         made, proposal = state.aggregate(prepared.run, number), state.proposal(prepared.run, number)
-        outcome, why = outcomes.get(number, ("kept", ""))
         if proposal is not None and proposal.total_sha256 is not None:
             add(number, "sum under the sites' own masks", 1, proposal.size_bytes, "nothing: only sites read it")
         elif made is not None:
             told = "the aggregate" if prepared.mode == "trusted" else "the sum of all their changes, and no single one"
-            add(number, f"aggregate, {outcome}{': ' * bool(why)}{why}", 1, made[1], told)
+            add(number, "aggregate, sealed to the sites and to itself", 1, made[1], told)
+        outcome, why = outcomes.get(number, ("", ""))
+        add_papers(number, {"vote": ("signed votes", f"who accepts, and a word why; {why or outcome}")})
     return rows
 
 
@@ -309,11 +313,10 @@ _HELD: Final = (
     ("help", "helpers' sums of masks", "masks alone; with all masked changes, their sum"),
 )
 _SEALED: Final = (("train", "sealed organs", "who, when, how large"),)
-_PAPERS: Final[Mapping[str, tuple[str, str]]] = {
+_UPLOADED: Final[Mapping[str, tuple[str, str]]] = {
     "train": ("signed uploads", "digests, and what each site claims about its privacy"),
     "capsules": ("capsules from site to site", "nothing: sealed to one site and one round each"),
     "reveal": ("shares in the place of a lost helper", "the masks of that helper for these sites, nothing else"),
-    "vote": ("signed votes", "yes or no of each site, and a word why"),
 }
 
 
