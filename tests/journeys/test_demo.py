@@ -58,16 +58,26 @@ def test_the_server_had_no_text_no_organ_and_no_key(result: dict[str, Any]) -> N
     assert check["bytes_searched"] > sum(kind["bytes"] for kind in result["server_saw"].values())
 
 
-def test_altered_organs_were_refused(result: dict[str, Any]) -> None:
-    assert len(result["refused"]) >= 3
-    assert {attempt["exit_code"] for attempt in result["refused"]} == {6}
+def test_altered_organs_and_second_questions_were_refused(result: dict[str, Any]) -> None:
+    assert len(result["refused"]) >= 6
+    codes = [(attempt["code"], attempt["exit_code"]) for attempt in result["refused"]]
+    assert {code for _, code in codes[:4]} == {6}
+    assert [code for code, _ in codes[4:]] == ["sum-key-gone", "bad-sum-paper"]
 
 
-def test_each_private_organ_claims_what_was_planned(result: dict[str, Any]) -> None:
+def test_the_server_held_masked_changes_and_their_sum(result: dict[str, Any]) -> None:
+    for run in result["runs"]:
+        held = {row["what"]: row["count"] for row in run["held"] if row["round"] == 1}
+        assert held["masked changes"] == held["signed uploads"] == held["signed votes"] == 3
+        assert held["helpers' sums of masks"] == 2
+        assert [one["site"] for one in run["passports"][0]["contributors"]] == result["sites"]
+
+
+def test_each_private_aggregate_claims_what_was_planned(result: dict[str, Any]) -> None:
     private = [passport for run in result["runs"] for passport in run["passports"] if run["epsilon"] is not None]
     assert private
     assert all(7.5 < passport["epsilon"] <= 8 for passport in private)
-    assert all(len(passport["verified_by"]) == 2 for passport in private)
+    assert all(len(passport["verified_by"]) == 3 for passport in private)
 
 
 def test_what_comes_out_is_an_ordinary_model_that_reads_as_well_as_measured(demo: Path, result: dict[str, Any]) -> None:
