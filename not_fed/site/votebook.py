@@ -112,7 +112,6 @@ class VoteBook:
             database.execute("INSERT INTO cast_votes VALUES (?, ?, ?, ?)", (*key, line))
         return line
 
-
     def cast_in(self, run: str) -> dict[int, bytes]:
         """Round -> the signed vote that this site cast in it; the newest, where it was asked twice."""
         with self._store.transaction() as database:
