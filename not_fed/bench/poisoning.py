@@ -182,7 +182,7 @@ def _number(found: dict[str, float]) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.1f}" if value < 1e4 else f"{value:.0e}"
+    return f"{value:.1f}" if value < 1e3 else f"{value:.0e}"
 
 
 def _percent(found: dict[str, float]) -> str:
