@@ -12,7 +12,7 @@ from not_fed.errors import InputError
 COLOURS = {"ours": "#0072b2", "secagg+": "#d55e00", "secagg+ sparse": "#e69f00", "plain": "#7f7f7f"}  # Okabe and Ito
 MARKERS = {"ours": "o", "secagg+": "s", "secagg+ sparse": "D", "plain": "^"}
 PANELS = {SITE: "one site", SERVER: "server, everybody there", MISSING: "server, uploads missing"}
-WIDTH_IN, HEIGHT_IN, DPI = 9.6, 4.2, 150
+WIDTH_IN, HEIGHT_IN, DPI = 9.6, 4.4, 150
 
 
 def aggregation_picture(result: Mapping[str, Any]) -> bytes:
@@ -41,9 +41,9 @@ def aggregation_picture(result: Mapping[str, Any]) -> bytes:
         axes.set_xlabel("sites")
         axes.grid(axis="y", color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(f"CPU seconds for {result['parameters'] / 1e6:.1f} M numbers (log, lower is better)")
+    panels[0].set_ylabel(f"CPU seconds, {result['parameters'] / 1e6:.1f} M numbers\n(log scale, lower is better)")
     panels[0].legend(frameon=False, fontsize=8.5)
-    figure.suptitle(conclusion(result).replace(": ", ":\n", 1), fontsize=9.5, x=0.02, ha="left")
+    figure.suptitle(conclusion(result).replace("; ", "\n"), fontsize=9.5, x=0.02, ha="left")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()

@@ -97,10 +97,6 @@ class Ring:
         np.rint(scaled, out=scaled)
         return np.clip(scaled, -self.levels, self.levels, out=scaled) if self._reaches(scaled) else scaled
 
-    def cut(self, numbers: NDArray[np.float64]) -> int:
-        """How many of these whole numbers are as large as they may be: most of them were larger before."""
-        return int(np.count_nonzero(np.abs(numbers) >= self.levels)) if self._reaches(numbers) else 0
-
     def _reaches(self, numbers: NDArray[np.float64]) -> bool:
         """Whether any is as large as a number may be: two passes in the place of the five that it saves."""
         return bool(max(numbers.max(initial=0.0), -numbers.min(initial=0.0)) >= self.levels)
