@@ -19,7 +19,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: install demo test coverage lint debian faults bench clean
+.PHONY: install demo test coverage lint debian faults breaks bench clean
 
 install: $(VENV)/.installed
 
@@ -45,17 +45,21 @@ $(NODE_MODULES): tests/interop/package-lock.json $(VENV)/.installed
 	touch $@
 
 test: lint debian $(NODE_MODULES)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not deployment and not faults" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not deployment and not faults and not breaks" $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m deployment $(ARGS)
 	$(BIN)/pytest -m slow $(ARGS)
 
 # Lines that no test reaches; a quarter slower than the tests alone.
 coverage: install debian $(NODE_MODULES)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not deployment and not faults" --cov --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not deployment and not faults and not breaks" --cov --cov-report=term $(ARGS)
 
 # Real processes, and everything of docs/faults.md that takes minutes: not with every change, before every release.
 faults: install debian
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m faults $(ARGS)
+
+# Every guarantee broken on purpose, one after the other, to see its test go red.
+breaks: install debian
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m breaks $(ARGS)
 
 fuzz: install
 	$(BIN)/pip --quiet --disable-pip-version-check install --editable ".[fuzz]"

@@ -87,7 +87,7 @@ def passport_facts(passport: Passport | None) -> dict[str, Any]:
         return dict.fromkeys(
             ("organ_sha256", "base_sha256", "span", "family", "size_bytes", "created", "epsilon", "delta", "unit",
              "neighbouring", "records_per_person", "recomputed_epsilon", "audit", "audit_contradicts", "releases",
-             "ledger_head")
+             "ledger_head", "contributors")
         )  # fmt: skip
     claim, audit, again = passport.dp, passport.audit, recomputed(passport)
     return {

@@ -179,8 +179,10 @@ def held_heading(result: Federated) -> str:
     summed = [run for run in result.runs if run.mode == "secure-sum" and run.held]
     if not summed:
         return "What the server held, step by step"
-    sites = words.counted(len(result.sites), "change") if result.sites else "changes"
-    return f"The server held the sum of {sites} under masks, step by step, and never a single one"
+    search = result.plaintext_check
+    if search is None or search.found or not search.planted_found:
+        return "What the server held, step by step"
+    return "The server held masked changes and what they add up to, and no single site's change"
 
 
 def server_heading(result: Federated) -> str:

@@ -96,27 +96,38 @@ def _base64(data: bytes) -> Iterator[bytes]:
 
 
 Tensors = Mapping[str, NDArray[np.float32]]
+Words = Callable[[NDArray[np.float32]], bytes]  # how a secure sum would spell a change
 
 
 def tensor_windows(
-    organs: Iterable[Path], *, base: Tensors | Callable[[Path], Tensors] | None, into: Windows, rows: int = 6
+    organs: Iterable[Path],
+    *,
+    base: Tensors | Callable[[Path], Sequence[Tensors]] | None,
+    into: Windows,
+    rows: int = 6,
+    words: Words | None = None,
 ) -> None:
     """Windows of many rows of every tensor, as numbers of each width and as differences to the base.
 
     Args:
         organs: organ files (safetensors).
-        base: the same span of the base, float32, by organ tensor name; where organs are of several spans, what gives it
-            for each; None searches no differences.
+        base: the same span of the base, float32, by organ tensor name; or what gives, for each organ, all that it may
+            be told as a difference to: its span of the base, and where its round began. None searches no differences.
+        words: the fixed-point words of a change, in which a secure sum without masks would send it.
         rows: places per tensor, evenly spread, the first and the last among them.
     """
     for path in organs:
-        before = base(path) if callable(base) else base
+        starts = base(path) if callable(base) else [] if base is None else [base]
         for name, tensor in read_float32(path).items():
             for start in _starts(tensor.size, count=rows):
                 piece = tensor[start : start + TENSOR_WINDOW]
                 _numbers("organ", piece, into)
-                if before is not None and name in before:
-                    _numbers("difference", piece - before[name][start : start + TENSOR_WINDOW], into)
+                for before in starts:
+                    if name in before:
+                        change = piece - before[name][start : start + TENSOR_WINDOW]
+                        _numbers("difference", change, into)
+                        if words is not None:
+                            into.add("difference, fixed point", words(change)[:TENSOR_WINDOW])
 
 
 def _starts(size: int, *, count: int) -> list[int]:
@@ -210,19 +221,20 @@ def search_plaintext(
     messages: Iterable[bytes] = (),
     texts: Iterable[str],
     organs: Iterable[Path],
-    base: Tensors | Callable[[Path], Tensors] | None,
+    base: Tensors | Callable[[Path], Sequence[Tensors]] | None,
     keys: Iterable[bytes],
+    words: Words | None = None,
 ) -> PlaintextCheck:
     """Search folders and messages for text, organs and keys, and prove that the search can find each.
 
     Args:
         haystack: files and folders, searched with all that is in them.
         messages: bytes of each message that the server received or sent.
-        texts, organs, base, keys: what must not be there; see `text_windows`, `tensor_windows`, `key_windows`.
+        texts, organs, base, keys, words: what must not be there; see `text_windows`, `tensor_windows`, `key_windows`.
     """
     windows = Windows()
     text_windows(texts, into=windows)
-    tensor_windows(organs, base=base, into=windows)
+    tensor_windows(organs, base=base, into=windows, words=words)
     key_windows(keys, into=windows)
     search = Search(windows)
     found: dict[str, list[str]] = {}

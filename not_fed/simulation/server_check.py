@@ -15,11 +15,14 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from not_fed.age import decrypt_with_passphrase
 from not_fed.age.bech32 import decode
+from not_fed.aggregation.secure import Ring
+from not_fed.coordinator.plan import load_plan
 from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import Base
 from not_fed.organ.data import read_records
 from not_fed.organ.organ import read_organ
-from not_fed.simulation.plaintext import PlaintextCheck, search_plaintext
+from not_fed.simulation.plaintext import PlaintextCheck, Tensors, Words, read_float32, search_plaintext
+from not_fed.simulation.prepare import Prepared
 from not_fed.simulation.running import SimulationResult
 from not_fed.site.policy import load_policy
 
@@ -58,9 +61,27 @@ def check_server(result: SimulationResult, *, recorded: Path | None = None) -> P
         [prepared.coordinator, *([] if recorded is None else [recorded])],
         texts=_texts(prepared.sites),
         organs=organs,
-        base=lambda organ: base_tensors(prepared.base, read_organ(organ).span),
+        base=lambda organ: _starts(result, organ),
+        words=_words(prepared),
         keys=(secret for home in prepared.sites.values() for secret in site_secrets(home)),
     )
+
+
+def _starts(result: SimulationResult, organ: Path) -> list[Tensors]:
+    """All that a site could have sent an organ as a difference to: the base's layers, and the organ it began from."""
+    info = read_organ(organ)
+    aggregates = {read_organ(path).sha256: path for path in next(iter(result.aggregates.values()), {}).values()}
+    began = [read_float32(aggregates[parent]) for parent in info.manifest.parents if parent in aggregates]
+    return [base_tensors(result.prepared.base, info.span), *began]
+
+
+def _words(prepared: Prepared) -> Words | None:
+    """How a change would be spelled in a secure sum without its masks."""
+    plan = load_plan(prepared.coordinator)
+    if plan.secure_sum is None:
+        return None
+    ring = Ring.of(plan.sum_plan())
+    return lambda change: ring.words(ring.round(change), weight=1).tobytes()
 
 
 def _texts(sites: Mapping[str, Path]) -> Iterator[str]:

@@ -316,8 +316,8 @@ def test_a_refused_round_shows_whose_organ_stands_out(tmp_path: Path) -> None:
     began = answers(1.0, 1.0, 1.0)
     with aggregate(
         began, plan=plan, round_number=1, bank=bank, home=home, roster=roster, signer=home.signer(), now=now
-    ) as (sealed, label):  # fmt: skip
-        start = bank.put(sealed, label=label, roster=roster, now=now).sealed.sha256
+    ) as made:
+        start = bank.put(made.sealed, label=made.label, roster=roster, now=now).sealed.sha256
     assert outliers(answers(0.5, 1.3, 1.4), start=start)["clinic"].startswith("it points away")  # control
     assert not list((prepared.coordinator / "work").glob("*"))
 

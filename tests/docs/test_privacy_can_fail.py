@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.breaks import in_turn
+
 ROOT = Path(__file__).parents[2]
 AUDITED = "unit/test_audit_training.py::test_a_private_training_carries_its_audit"
 STEPS = "unit/test_private_steps.py::"
@@ -227,7 +229,7 @@ def test_the_code_as_it_is_passes(copy: Copy) -> None:
     assert code == 0, said[-2000:]
 
 
-@pytest.mark.parametrize("what", BREAKS)
+@pytest.mark.parametrize("what", in_turn(BREAKS))
 def test_broken_privacy_is_caught(copy: Copy, what: str) -> None:
     broken = BREAKS[what]
     file = copy.folder / "not_fed" / broken.file

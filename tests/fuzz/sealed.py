@@ -168,11 +168,12 @@ def run_model(model: type[Statement], kind: str, data: bytes) -> None:
 def task_seeds() -> list[bytes]:
     common: dict[str, Any] = {
         "v": 1, "id": "ab" * 16, "federation": "lowlands", "run": "first", "round": 2, "rounds": 3, "mode": "bank",
-        "kind": "train", "base_sha256": "ab" * 32, "span": [2, 4], "privacy": {"epsilon": 3.0, "delta": 1e-5},
+        "kind": "train", "base_sha256": "ab" * 32, "span": [2, 4], "spans": [[2, 4]],
+        "privacy": {"epsilon": 3.0, "delta": 1e-5},
         "training": {"lr": 0.001, "epochs": 1, "batch_tokens": 4096, "max_tokens": 512, "warmup": 0.1, "seed": 0},
         "sites": ["clinic", "lab"], "recipients": ["clinic", "lab"], "coordinator": "hub", "roster_version": 7,
         "issued": "2026-11-25T07:00:00Z", "expires": "2026-11-26T07:00:00Z",
-        "parcels": [{"sender": "lab", "sealed_sha256": "cd" * 32, "size_bytes": 7, "weight": 1.5}],
+        "parcels": [{"sender": "lab", "round": 1, "sealed_sha256": "cd" * 32, "size_bytes": 7, "weight": 1.5}],
     }  # fmt: skip
     return [canonical.dumps(common), canonical.dumps(common | {"mode": "trusted", "recipients": ["hub"]})]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from tests.support.federation import SITES, tiny_prepared
 SPANS = [[1, 2], [2, 3]]
 
 
-def in_turn(folder: Path, mode: str, **options: object) -> Prepared:
+def in_turn(folder: Path, mode: str, *, patience: Mapping[str, float] = {}) -> Prepared:
     """Four rounds, two spans in turn."""
     policy = {site: {"spans": SPANS, "max_rounds": 4} for site in SITES}
-    return tiny_prepared(folder, mode=mode, plan={"span": None, "spans": SPANS, "rounds": 4}, policy=policy, **options)
+    plan = {"span": None, "spans": SPANS, "rounds": 4, **patience}
+    return tiny_prepared(folder, mode=mode, plan=plan, policy=policy)
 
 
 @pytest.fixture(scope="module", params=["bank", "trusted", "secure-sum"])
@@ -69,10 +71,7 @@ def test_what_was_opened_before_is_not_opened_again(result: SimulationResult) ->
 
 
 def test_an_organ_that_is_gone_is_asked_for_again(tmp_path: Path) -> None:
-    prepared = in_turn(
-        tmp_path,
-        "trusted",
-    )
+    prepared = in_turn(tmp_path, "trusted", patience={"retry_s": 0.2})
 
     def drop(message: Message) -> bool:
         if message.metadata.group_id == "train-3":  # what ward opened in the rounds before is lost meanwhile

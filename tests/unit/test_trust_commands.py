@@ -63,7 +63,8 @@ def test_verify_has_the_documented_fields(world: Path) -> None:
     fields = [
         "schema", "trusted", "sender", "author", "recipients", "federation", "round", "organ_sha256", "base_sha256",
         "span", "family", "size_bytes", "created", "epsilon", "delta", "unit", "neighbouring",
-        "records_per_person", "recomputed_epsilon", "audit", "audit_contradicts", "releases", "ledger_head", "recalled",
+        "records_per_person", "recomputed_epsilon", "audit", "audit_contradicts", "releases", "ledger_head",
+        "contributors", "recalled",
         "roster_version", "roster_expires", "roster_stale", "log", "policy",
     ]  # fmt: skip
     code, outside, _ = run(world, "verify", "knee.sealed", "--roster", "R2")
