@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.breaks import in_turn
+pytestmark = pytest.mark.breaks
 
 ROOT = Path(__file__).parents[2]
 
@@ -188,7 +188,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("what", in_turn(BREAKS))
+@pytest.mark.parametrize("what", BREAKS)
 def test_an_attack_test_goes_red_when_its_guarantee_is_broken(copy: Path, what: str) -> None:
     broken = BREAKS[what]
     file = copy / "not_fed" / broken.file

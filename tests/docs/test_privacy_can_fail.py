@@ -17,8 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.breaks import in_turn
-
 ROOT = Path(__file__).parents[2]
 AUDITED = "unit/test_audit_training.py::test_a_private_training_carries_its_audit"
 STEPS = "unit/test_private_steps.py::"
@@ -32,6 +30,8 @@ import json, os, sys
 sys.path.insert(0, os.getcwd())
 import dp_accounting.pld, pydantic, pytest, safetensors.torch, scipy.stats
 import tests.support.tiny  # torch and transformers
+
+pytestmark = pytest.mark.breaks
 assert not any(name.split(".")[0] == "not_fed" for name in sys.modules)
 for line in sys.stdin:
     child = os.fork()
@@ -229,7 +229,7 @@ def test_the_code_as_it_is_passes(copy: Copy) -> None:
     assert code == 0, said[-2000:]
 
 
-@pytest.mark.parametrize("what", in_turn(BREAKS))
+@pytest.mark.parametrize("what", BREAKS)
 def test_broken_privacy_is_caught(copy: Copy, what: str) -> None:
     broken = BREAKS[what]
     file = copy.folder / "not_fed" / broken.file

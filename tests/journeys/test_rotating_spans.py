@@ -89,6 +89,8 @@ class Cut(Exception):
 
 
 def test_a_run_that_is_cut_off_ends_with_the_same_body(result: SimulationResult, tmp_path: Path) -> None:
+    if result.prepared.mode != "secure-sum":  # the longest way; the others are cut off in their own journeys
+        pytest.skip("one mode is enough")
     prepared = in_turn(tmp_path, result.prepared.mode)
     left = 20
 
