@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.breaks
+
 ROOT = Path(__file__).parents[2]
 AUDITED = "unit/test_audit_training.py::test_a_private_training_carries_its_audit"
 STEPS = "unit/test_private_steps.py::"
@@ -30,8 +32,6 @@ import json, os, sys
 sys.path.insert(0, os.getcwd())
 import dp_accounting.pld, pydantic, pytest, safetensors.torch, scipy.stats
 import tests.support.tiny  # torch and transformers
-
-pytestmark = pytest.mark.breaks
 assert not any(name.split(".")[0] == "not_fed" for name in sys.modules)
 for line in sys.stdin:
     child = os.fork()
