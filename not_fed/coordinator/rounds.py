@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -934,13 +933,14 @@ class Rounds:
         if known is not None:
             return known
         from not_fed.organ.anatomy import Span
+        from not_fed.organ.change import count
         from not_fed.resources.bases import find_base
 
         places = find_base(str(self.plan.base)).span_places(Span(*self.plan.span_of(step.round)))
         return summing.make_call(
             [site for site in self.plan.sites if site not in self.revoked],
             start_sha256=start_sha256(self.plan.base_sha256, self._organs_before(step.round)),
-            parameters=sum(math.prod(place.shape) for place in places.values()),
+            parameters=count(places),
         )
 
     def _blind_total(self, step: Step, *, now: datetime) -> TotalRef | None:

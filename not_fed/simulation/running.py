@@ -14,8 +14,7 @@ from flwr.app import Message
 from not_fed.coordinator.bank import Bank
 from not_fed.coordinator.kept_log import log_folder
 from not_fed.coordinator.state import CoordinatorState
-from not_fed.envelope.dsse import parse_statement
-from not_fed.envelope.task import MAX_TASK_BYTES, TASK_TYPE, Task
+from not_fed.envelope.task import parse_task
 from not_fed.processes.bundle import load_app
 from not_fed.progress import Progress, current, silent
 from not_fed.simulation.grid import LocalGrid, Tap, server_context
@@ -216,10 +215,7 @@ def collect(prepared: Prepared, *, engine: Engine, seconds: float) -> Simulation
 
 def _kept(prepared: Prepared, coordinator: CoordinatorState) -> tuple[int, ...]:
     """The rounds whose organs the coordinator's last task names, so far as the run has come."""
-    tasks = [
-        parse_statement(line, Task, payload_type=TASK_TYPE, where="task", max_bytes=MAX_TASK_BYTES)[1]
-        for line in coordinator.tasks(prepared.run)
-    ]
+    tasks = [parse_task(line) for line in coordinator.tasks(prepared.run)]
     final = next((task for task in tasks if task.kind == "receive"), None)
     if final is None:
         return ()

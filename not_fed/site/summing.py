@@ -163,12 +163,12 @@ def read_blind(job: Job, total: TotalRef, began: Gathered, vector: Parcel, paper
     with vector.on_disk(job.home.private_folder("inbox")) as path:
         words = np.fromfile(path, dtype=ring.dtype, offset=len(VECTOR_HEAD))
     with sums(job.home, job.state) as ledger:
-        summing = _site_sum(job, plan, ledger)
-        summing.unblind(call, labels=papers.labels, capsules_to_me=papers.capsules, total=words)
+        uploads = _site_sum(job, plan, ledger).unblind(
+            call, labels=papers.labels, capsules_to_me=papers.capsules, total=words
+        )
     check_words(words, sites=len(papers.labels), where=f"round {call.round}")
     weight = check_total(words, plan=plan, sites=len(papers.labels), where=f"round {call.round}")
     span = plan.span_of(call.round)
-    uploads = summing.uploads_of(call, papers.labels)
     out = job.organs / f"aggregate-{call.round}.organ"
     out.unlink(missing_ok=True)
     start = _places(job, began, span)

@@ -92,6 +92,7 @@ class _Opened:
 
     active_sha256: str
     papers: Mapping[str, Upload]
+    digests: Mapping[str, str]
     capsules: Mapping[str, capsules.Capsule]
 
 
@@ -258,9 +259,11 @@ class SiteSum:
 
     def unblind(
         self, call: SumCall, *, labels: Sequence[bytes], capsules_to_me: Mapping[str, bytes], total: Words
-    ) -> None:
+    ) -> dict[str, tuple[str, Contribution]]:
         """Take the blinding masks of a set of uploads off their sum, in place: `total` has data and tail words.
 
+        Returns:
+            site -> digest of its signed upload, and what it claims.
         Raises:
             as `help`.
         """
@@ -273,14 +276,7 @@ class SiteSum:
                 raise bad_paper("blind sum", "a plan with blind = true", "one without")
             stream.subtract(total[: call.parameters])
             stream.subtract(total[call.parameters + CHECK_WORDS :])
-
-    def uploads_of(self, call: SumCall, labels: Sequence[bytes]) -> dict[str, tuple[str, Contribution]]:
-        """Site -> digest of its signed upload, and what it claims; raises as `check_upload`."""
-        found = {}
-        for label in labels:
-            paper = check_upload(label, plan=self._plan, call=call, site=None, roster=self._roster, now=self._now)
-            found[paper.sender] = hashlib.sha256(label).hexdigest(), paper.contribution
-        return found
+        return {site: (opened.digests[site], paper.contribution) for site, paper in opened.papers.items()}
 
     # -- what comes ------------------------------------------------------------------------------------------------
 
@@ -299,13 +295,15 @@ class SiteSum:
     ) -> _Opened:
         """Check a set of uploads, and open what it holds for this site; the ledger is not touched."""
         papers: dict[str, Upload] = {}
+        digests: dict[str, str] = {}
         for label in labels:
             paper = check_upload(label, plan=self._plan, call=call, site=None, roster=self._roster, now=self._now)
             if paper.sender in papers:
                 raise bad_paper("set of uploads", "each site once", f"{paper.sender} twice")
-            if paper.sender == self._me and hashlib.sha256(label).hexdigest() != self._ledger.label_of(call):
+            digest = hashlib.sha256(label).hexdigest()
+            if paper.sender == self._me and digest != self._ledger.label_of(call):
                 raise bad_paper("set of uploads", "this site's own upload as it sent it", "another in its name")
-            papers[paper.sender] = paper
+            papers[paper.sender], digests[paper.sender] = paper, digest
         if len(papers) < rule.min_sites:
             raise bad_paper("set of uploads", f"at least {rule.min_sites} sites", str(len(papers)))
         if set(capsules_to_me) != set(papers):
@@ -314,7 +312,7 @@ class SiteSum:
         found = {
             name: self._unseal(call, rule, paper, capsules_to_me[name], key) for name, paper in sorted(papers.items())
         }
-        return _Opened(active_sha256=active_sha256(call.sha256, labels), papers=papers, capsules=found)
+        return _Opened(active_sha256=active_sha256(call.sha256, labels), papers=papers, digests=digests, capsules=found)
 
     def _unseal(
         self, call: SumCall, rule: Thresholds, paper: Upload, sealed: bytes, key: HybridIdentity
