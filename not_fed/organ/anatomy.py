@@ -46,11 +46,14 @@ class Family:
         facts: blood type field -> key of config.json; a tuple means the first key that is present.
         rotary: positions are angles, whose base two models must share.
         packs: the family's forward keeps packed records apart by their positions (it hands them to its mask).
+        outputs: beginnings of the names, inside a layer, of the tensors that write to the residual stream: where they
+            are all zero the layer changes nothing. Empty where that is not known.
         ignored: tensors that old checkpoints carry and the model does not load (masks kept as buffers).
     """
 
     layers: str
     facts: Mapping[str, tuple[str, ...]]
+    outputs: tuple[str, ...] = ()
     packs: bool = True
     rotary: bool = True
     ignored: re.Pattern[str] | None = None
@@ -76,14 +79,16 @@ _LLAMA_FACTS = {
     "attention_bias": ("attention_bias",),
     "sliding_window": ("sliding_window",),
 }
-_LLAMA = Family(layers="model.layers", facts=_LLAMA_FACTS)
+_LLAMA = Family(layers="model.layers", outputs=("self_attn.o_proj.", "mlp.down_proj."), facts=_LLAMA_FACTS)
 _GPT_OSS = Family(
     layers="model.layers",
+    outputs=("self_attn.o_proj.", "mlp.experts.down_proj"),  # weight and bias of all experts, each one tensor
     packs=False,
     facts=_LLAMA_FACTS | {"experts": ("num_local_experts",), "experts_per_token": ("num_experts_per_tok",)},
 )
 _GPT2 = Family(
     layers="transformer.h",
+    outputs=("attn.c_proj.", "mlp.c_proj."),
     rotary=False,
     facts={
         "hidden_size": ("n_embd",),

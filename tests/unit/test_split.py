@@ -77,3 +77,15 @@ def test_scatter_puts_back_what_gather_took() -> None:
         layout = lay(some_records(3, 70, 5), filler=0, device=torch.device("cpu"))
         rows = torch.arange(78 * 2, dtype=torch.float32).reshape(78, 2)
         assert torch.equal(layout.gather(layout.scatter(rows)), rows)
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_a_layer_whose_outputs_are_all_zero_changes_nothing(make: Callable[[], PreTrainedModel]) -> None:
+    model, (record,) = make(), some_records(9)
+    cut = split(model, Span(1, 2))
+    with torch.no_grad():
+        for name, parameter in cut.parameters().items():
+            if name.partition(".")[2].partition(".")[2].startswith(cut.family.outputs):
+                parameter.zero_()
+    reached = [split(model, span).prefix(cut.stack([record])) for span in (Span(1, 2), Span(2, 3))]
+    assert torch.equal(*reached)
