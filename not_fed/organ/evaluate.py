@@ -19,6 +19,7 @@ from not_fed.organ.layout import packable
 from not_fed.organ.organ import OrganInfo
 from not_fed.organ.prefix import compute_prefix, prefix_key, tokenise
 from not_fed.organ.split import load_split, load_tokenizer
+from not_fed.organ.steps import SpanData
 from not_fed.organ.train import NothingToLearn
 from not_fed.progress import Progress, silent
 
@@ -65,6 +66,21 @@ def perplexity_of(losses: NDArray[np.float64], tokens: NDArray[np.int64], *, sec
     )
 
 
+def loss_sums(data: SpanData, *, progress: Progress = silent) -> NDArray[np.float64]:
+    """Summed loss of every record with what is now in the model, nats; 0 where nothing is predicted."""
+    sums = np.zeros(len(data.lengths))
+    done, total = 0, sum(data.lengths)
+    progress("evaluation", done=0, total=total)
+    for micro in packable(range(len(sums)), data.lengths, max_tokens=data.micro_tokens):
+        layout = data.model.pack([data.tokens.inputs(i) for i in micro])
+        with torch.no_grad():
+            losses = data.losses(micro, layout).double()
+        sums[micro] = losses.new_zeros(len(micro)).index_add(0, layout.owners(), losses).tolist()
+        done += sum(data.lengths[i] for i in micro)
+        progress("evaluation", done=done, total=total)
+    return sums
+
+
 class Evaluator:
     """Held-out records of one data set, with the frozen prefix computed once for every organ that is compared.
 
@@ -87,8 +103,8 @@ class Evaluator:
             NothingToLearn: no record has two tokens.
         """
         self._base, self._progress = base, progress
-        self._data = tokenise(load_tokenizer(base), records, max_tokens=max_tokens)
-        self._lengths = self._data.predictions
+        tokens = tokenise(load_tokenizer(base), records, max_tokens=max_tokens)
+        self._lengths = tokens.predictions
         if not any(self._lengths):
             raise NothingToLearn(
                 where="held-out data",
@@ -98,10 +114,9 @@ class Evaluator:
             )
         self._model = load_split(base, span=span, device=device)
         self._own = {name: parameter.detach().clone() for name, parameter in self._model.parameters().items()}
-        key = prefix_key(base, span=span, data=self._data)
-        self._cache = compute_prefix(
-            self._model, self._data, key=key, micro_tokens=MICRO_TOKENS, store=None, progress=progress
-        )
+        key = prefix_key(base, span=span, data=tokens)
+        cache = compute_prefix(self._model, tokens, key=key, micro_tokens=MICRO_TOKENS, store=None, progress=progress)
+        self._data = SpanData(model=self._model, tokens=tokens, cache=cache, micro_tokens=MICRO_TOKENS)
 
     def perplexity(self, organs: Path | Sequence[Path] | None = None) -> Perplexity:
         """Perplexity with an organ in place, with those of a body, or of the base itself; raises as `put_in`."""
@@ -142,28 +157,11 @@ class Evaluator:
 
     def mean_losses(self) -> NDArray[np.float64]:
         """Mean token loss of every record with what is now in the span, nats; 0 where nothing is predicted."""
-        means: NDArray[np.float64] = self._loss_sums() / np.maximum(np.array(self._lengths), 1)
+        sums = loss_sums(self._data, progress=self._progress)
+        means: NDArray[np.float64] = sums / np.maximum(np.array(self._lengths), 1)
         return means
 
     def record_losses(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Summed loss and predicted tokens of every record that has any, with what is now in the span."""
         tokens = np.array(self._lengths, dtype=np.int64)
-        return self._loss_sums()[tokens > 0], tokens[tokens > 0]
-
-    def _loss_sums(self) -> NDArray[np.float64]:
-        sums = np.zeros(len(self._lengths))
-        done, total = 0, sum(self._lengths)
-        self._progress("evaluation", done=0, total=total)
-        for micro in packable(range(len(self._lengths)), self._lengths, max_tokens=MICRO_TOKENS):
-            for index, value in zip(micro, self._micro(micro), strict=True):
-                sums[index] = value
-            done += sum(self._lengths[i] for i in micro)
-            self._progress("evaluation", done=done, total=total)
-        return sums
-
-    def _micro(self, micro: Sequence[int]) -> list[float]:
-        layout = self._model.pack([self._data.inputs(i) for i in micro])
-        targets = torch.cat([self._data.targets(i) for i in micro]).to(self._model.device)
-        with torch.no_grad():
-            losses = self._model.losses(layout.scatter(self._cache.rows(micro)), layout, targets).double()
-        return losses.new_zeros(len(micro)).index_add(0, layout.owners(), losses).tolist()
+        return loss_sums(self._data, progress=self._progress)[tokens > 0], tokens[tokens > 0]

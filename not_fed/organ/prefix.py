@@ -9,7 +9,7 @@ must not tell which records were drawn.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from not_fed import canonical
 from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import Base
-from not_fed.organ.layout import packable
+from not_fed.organ.layout import Layout, packable
 from not_fed.organ.organ import OrganInfo
 from not_fed.organ.split import SplitModel
 from not_fed.progress import Progress, silent
@@ -117,18 +117,56 @@ def compute_prefix(
     stored = store.load(key) if store is not None else None
     if stored is not None and len(stored["hidden"]) == sum(lengths):
         return PrefixCache(stored["hidden"], lengths)
+    whole = _each(
+        data, lambda layout, _: model.prefix(layout), model=model, micro_tokens=micro_tokens, progress=progress
+    )
+    if store is not None:
+        store.save(key, {"hidden": whole})
+    return PrefixCache(whole, lengths)
+
+
+def advance_prefix(
+    cut: SplitModel,
+    data: TokenisedRecords,
+    cache: PrefixCache,
+    *,
+    to: int,
+    micro_tokens: int,
+    progress: Progress = silent,
+) -> PrefixCache:
+    """What enters layer `to` of every record, from what enters `cut`'s span: so a pass serves many spans in turn.
+
+    Args:
+        cache: of `cut`'s own span; it stays as it is, so that memory holds both until the caller lets go of it.
+    Proved by: tests/unit/test_sweep.py::test_a_prefix_moved_on_is_the_prefix_computed_from_the_tokens
+    """
+
+    def forward(layout: Layout, batch: Sequence[int]) -> Tensor:
+        return cut.advance(layout.scatter(cache.rows(batch)), layout, to=to)
+
+    whole = _each(data, forward, model=cut, micro_tokens=micro_tokens, progress=progress)
+    return PrefixCache(whole, data.predictions)
+
+
+def _each(
+    data: TokenisedRecords,
+    forward: Callable[[Layout, Sequence[int]], Tensor],
+    *,
+    model: SplitModel,
+    micro_tokens: int,
+    progress: Progress,
+) -> Tensor:
+    """What `forward` gives for every record, record after record: (sum of lengths, hidden)."""
+    lengths = data.predictions
     rows: list[Tensor | None] = [None] * len(lengths)
     done, total = 0, sum(lengths)
     progress("frozen prefix", done=0, total=total)
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     for batch in packable(order, lengths, max_tokens=micro_tokens):
         layout = model.pack([data.inputs(i) for i in batch])
-        found = layout.gather(model.prefix(layout))
+        found = layout.gather(forward(layout, batch))
         for row, index in zip(torch.split(found, [lengths[i] for i in batch]), batch, strict=True):
             rows[index] = row
             done += lengths[index]
         progress("frozen prefix", done=done, total=total)
-    whole = torch.cat([row for row in rows if row is not None]) if total else torch.empty(0, 0)
-    if store is not None:
-        store.save(key, {"hidden": whole})
-    return PrefixCache(whole, lengths)
+    return torch.cat([row for row in rows if row is not None]) if total else torch.empty(0, 0)

@@ -92,34 +92,26 @@ class SplitModel:
             for name, parameter in self.parameters(span).items():
                 parameter.copy_(tensors.get_tensor(name))
 
+    def at(self, span: Span) -> SplitModel:
+        """The same model, with the same weights in memory, cut at another span; nothing in it learns any more."""
+        return SplitModel(self.model, family=self.family, span=span)
+
     def prefix(self, layout: Layout) -> Tensor:
         """Activations that enter the span, shape (rows, width, hidden)."""
+        return self._entering(self.span.start, layout)
 
-        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise _Reached(args[0] if args else kwargs["hidden_states"])
+    def advance(self, hidden: Tensor, layout: Layout, *, to: int) -> Tensor:
+        """Activations that enter layer `to`, from those that enter the span: only the layers in between run.
 
-        hook = self._layers[self.span.start].register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            with torch.no_grad():
-                self._run(layout)
-        except _Reached as reached:
-            return reached.hidden
-        finally:
-            hook.remove()
-        raise RuntimeError("the model never reached the span")
+        Proved by: tests/unit/test_sweep.py::test_a_prefix_moved_on_is_the_prefix_computed_from_the_tokens
+        """
+        with self._fed(hidden), self._passing_through():
+            return self._entering(to, layout)
 
     def finish(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Span and suffix: from span inputs (rows, width, hidden) to the final norm's output, same shape."""
-
-        def feed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
-
-        hook = self._layers[self.span.start].register_forward_pre_hook(feed, with_kwargs=True)
-        try:
-            with self._passing_through():
-                return self._run(layout)
-        finally:
-            hook.remove()
+        with self._fed(hidden), self._passing_through():
+            return self._run(layout)
 
     def losses(self, hidden: Tensor, layout: Layout, targets: Tensor, *, bfloat16: bool = False) -> Tensor:
         """Negative log-likelihood of each target, nats: span inputs (rows, width, hidden) to (sum of lengths,).
@@ -142,6 +134,35 @@ class SplitModel:
     def _run(self, layout: Layout) -> Tensor:
         output = self._inner(input_ids=layout.tokens, position_ids=layout.positions, use_cache=False)
         return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def _entering(self, layer: int, layout: Layout) -> Tensor:
+        """What a forward brings to a layer, where it ends; without gradients."""
+
+        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _Reached(args[0] if args else kwargs["hidden_states"])
+
+        hook = self._layers[layer].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            with torch.no_grad():
+                self._run(layout)
+        except _Reached as reached:
+            return reached.hidden
+        finally:
+            hook.remove()
+        raise RuntimeError("the model never reached the span")
+
+    @contextmanager
+    def _fed(self, hidden: Tensor) -> Iterator[None]:
+        """The span's first layer is handed `hidden`, whatever comes to it."""
+
+        def feed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+
+        hook = self._layers[self.span.start].register_forward_pre_hook(feed, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     @contextmanager
     def _passing_through(self) -> Iterator[None]:
