@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from not_fed.errors import FitError
 from not_fed.organ.anatomy import Span, check_blood_type
-from not_fed.organ.checkpoint import Base
+from not_fed.organ.checkpoint import Base, Place
 from not_fed.organ.organ import OrganInfo
 
 
@@ -55,37 +56,47 @@ def check_fit(organ: OrganInfo, *, base: Base, at: int | None = None, accept_dif
     check_blood_type(organ.manifest.blood_type, base.blood_type, where=where)
     start = organ.span.start if at is None else at
     span = Span(start, start + len(organ.span))
-    places = base.span_places(span)
+    check_shapes(organ, base.span_places(span), where=where)
+    exact = check_origin(organ, base=base, at=span, where=where, accept_different_base=accept_different_base)
+    return Fit(at=span, exact=exact)
+
+
+def check_shapes(organ: OrganInfo, places: Mapping[str, Place], *, where: str, any_format: bool = False) -> None:
+    """Raise ShapeDiffers unless these places are of the organ's names, shapes and (or `any_format`) number formats."""
     if set(places) != set(organ.places):
         odd = sorted(set(places) ^ set(organ.places))[0]
         raise ShapeDiffers(
             where=where,
-            expected=f"the {len(places)} tensors of layers {span}",
+            expected=f"the {len(places)} tensors of layers {organ.span}",
             got=f"a difference at {odd[:100]}",
             hint="`not-fed show` lists the organ's tensors",
         )
     for name, place in organ.places.items():
-        if (place.dtype, place.shape) != (places[name].dtype, places[name].shape):
+        same_format = any_format or place.dtype == places[name].dtype
+        if place.shape != places[name].shape or not same_format:
             raise ShapeDiffers(
                 where=f"{where}, tensor {name}",
                 expected=f"{places[name].dtype} {places[name].shape}",
                 got=f"{place.dtype} {place.shape}",
                 hint="cut from another base model",
             )
-    same_base = organ.base_sha256 == base.sha256 and organ.span == span
-    exact = organ.manifest.span_sha256 == base.span_sha256(span)
-    if same_base and not exact:
+
+
+def check_origin(organ: OrganInfo, *, base: Base, at: Span, where: str, accept_different_base: bool) -> bool:
+    """Whether the organ was cut from exactly the layers `at`; raises FalseOrigin, and OtherBase unless accepted."""
+    exact = organ.manifest.span_sha256 == base.span_sha256(at)
+    if organ.base_sha256 == base.sha256 and organ.span == at and not exact:
         raise FalseOrigin(
             where=f"{where}, field span_sha256",
-            expected=f"{base.span_sha256(span)[:16]}…, of layers {span} of the base that it names",
+            expected=f"{base.span_sha256(at)[:16]}…, of layers {at} of the base that it names",
             got=f"{organ.manifest.span_sha256[:16]}…",
             hint="use no organ that contradicts itself; tell its author",
         )
     if not exact and not accept_different_base:
         raise OtherBase(
             where=where,
-            expected=f"an organ of base {base.sha256[:16]}…, layers {span}",
+            expected=f"an organ of base {base.sha256[:16]}…, layers {at}",
             got=f"one of base {organ.base_sha256[:16]}…, layers {organ.span}",
             hint="use the base it was cut from, or accept the difference with --accept-different-base",
         )
-    return Fit(at=span, exact=exact)
+    return exact
