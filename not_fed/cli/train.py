@@ -40,6 +40,19 @@ class PrecisionName(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class ModeName(StrEnum):
+    """What is around the span while it learns."""
+
+    IN_PLACE = "in-place"
+    STAND_ALONE = "stand-alone"
+
+
+STAND_ALONE = (
+    "warning: a span trained stand-alone has never met the layers around its place: put in as it is, it ruins the "
+    "model. Heal the model afterwards (not-fed recover), or train in place"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
     """What was asked of a private run, in the command's own words."""
@@ -62,6 +75,14 @@ def train_command(
     init: Annotated[
         Path | None, typer.Option("--init", help="Start from this organ instead of the base's span.")
     ] = None,
+    mode: Annotated[
+        ModeName,
+        typer.Option(
+            "--mode",
+            help="in-place: all other layers stay around the span, frozen. stand-alone: they are left out, as in the "
+            "paper. WARNING: such an organ RUINS the model that it is put into, until something heals it.",
+        ),
+    ] = ModeName.IN_PLACE,
     epsilon: Annotated[float | None, typer.Option("--epsilon", help="Train with DP-SGD to this epsilon.")] = None,
     delta: Annotated[
         float | None,
@@ -125,7 +146,7 @@ def train_command(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a span in place on your records; all else stays frozen. An interrupted run goes on when started again."""
+    """Train a span on your records; all else stays frozen. An interrupted run goes on when started again."""
     from not_fed.organ.anatomy import Span
     from not_fed.organ.charging import ToLedger
     from not_fed.organ.data import identify_records, read_data
@@ -141,18 +162,20 @@ def train_command(
         max_grad_norm=max_grad_norm, divisor=divisor, releases=tuple(release or ()), release_noise=release_noise,
     )  # fmt: skip
     if wish is None and not plain:
-        _require_no_account(records)
+        require_no_account(records)
     ledger = None if wish is None else _ledger()
     identity = None if ledger is None else identify_records(ledger, records, unit=records.unit)
     dp = None
     if wish is not None and ledger is not None and identity is not None:
         dp = _plan(wish, records, ledger.standing(identity, unit=records.unit), epochs=passes)
     settings = TrainSettings(
-        span=Span.parse(span), lr=lr or (2e-3 if dp is None else 1e-2), epochs=passes, batch_tokens=batch_tokens,
-        max_tokens=max_tokens, seed=seed, proximal=proximal, dp=dp, engine=engine.value,
+        span=Span.parse(span), mode=mode.value, lr=lr or (2e-3 if dp is None else 1e-2), epochs=passes,
+        batch_tokens=batch_tokens, max_tokens=max_tokens, seed=seed, proximal=proximal, dp=dp, engine=engine.value,
         precision=_precision(precision, device=where, private=dp is not None),
         declared_units=declared_units or (divisor / sample_rate if dp is not None else None),
     )  # fmt: skip
+    if mode is ModeName.STAND_ALONE:
+        say(STAND_ALONE)
     with shown() as progress:
         found = find_base(base, progress=progress)
         settings.span.check_inside(found.layers, where=str(found.folder))
@@ -193,7 +216,7 @@ def _require_epsilon(epsilon: float | None, *, unit: str | None, release: list[s
             )
 
 
-def _require_no_account(records: Records) -> None:
+def require_no_account(records: Records) -> None:
     """A run without privacy is refused on records that have a budget, unless --plain says that it is meant."""
     from not_fed.privacy.ledger.ledger import FILE, Ledger, ledger_folder
 

@@ -46,7 +46,7 @@ def show_trained(trained: Trained, *, as_json: bool) -> None:
         "loss_first": trained.loss_first,
         "loss_last": trained.loss_last,
         **{name: claim.get(name) for name in ("epsilon", "delta", "unit", "records_per_person", "repeated_steps")},
-        **{name: how.get(name) for name in ("engine", "precision", "audit", "releases", "ledger_head")},
+        **{name: how.get(name) for name in ("mode", "engine", "precision", "audit", "releases", "ledger_head")},
     }
     lines = [
         ("organ", str(trained.organ.path)),

@@ -76,14 +76,20 @@ def tokenise(tokenizer: Any, records: Sequence[str], *, max_tokens: int) -> Toke
     return TokenisedRecords(tuple(torch.tensor(row, dtype=torch.int64) for row in encoded))
 
 
-def prefix_key(base: Base, *, span: Span, data: TokenisedRecords, body: Sequence[OrganInfo] = ()) -> str:
+def prefix_key(
+    base: Base, *, span: Span, data: TokenisedRecords, body: Sequence[OrganInfo] = (), alone: bool = False
+) -> str:
     """The key of a prefix: all that its activations depend on, which of a body is what lies below the span.
 
-    Proved by: tests/unit/test_body.py::test_a_kept_prefix_serves_until_a_layer_below_changes
+    Where the span is alone no layer lies below it, wherever it was cut: its prefix is that of layer 0.
+
+    Proved by: tests/unit/test_body.py::test_a_kept_prefix_serves_until_a_layer_below_changes,
+        tests/unit/test_stand_alone.py::test_the_two_modes_do_not_share_a_prefix
     """
-    below = [organ.sha256 for organ in body if organ.span.stop <= span.start]
-    facts = [base.sha256, span.start, below, data.digest()]
-    return f"{span.start}-{hashlib.sha256(canonical.dumps(facts)).hexdigest()}"
+    start = 0 if alone else span.start
+    below = [organ.sha256 for organ in body if organ.span.stop <= start]
+    facts = [base.sha256, start, below, data.digest()]
+    return f"{start}-{hashlib.sha256(canonical.dumps(facts)).hexdigest()}"
 
 
 class PrefixCache:

@@ -34,7 +34,7 @@ class _Reached(Exception):
 
 
 class _PassThrough(nn.Module):
-    """Stands where a frozen layer before the span stood."""
+    """Stands where a layer stood that was run before, or that is left out."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -53,12 +53,14 @@ class SplitModel:
         head: the output embedding, `(vocabulary, hidden)` weights.
     """
 
-    def __init__(self, model: nn.Module, *, family: Family, span: Span) -> None:
+    def __init__(self, model: nn.Module, *, family: Family, span: Span, alone: bool = False) -> None:
         """Freeze everything and switch dropout off.
 
         Args:
             model: a transformers causal language model.
             family: its anatomy.
+            alone: leave all other layers out for good: the prefix is the embedding, the suffix the final norm.
+        Proved by: tests/unit/test_stand_alone.py::test_a_span_alone_is_the_model_of_only_those_layers
         """
         model.requires_grad_(requires_grad=False)
         model.eval()
@@ -66,6 +68,14 @@ class SplitModel:
         self._inner: nn.Module = model.base_model  # type: ignore[assignment]
         self._list_name = family.list_name
         self._layers: nn.ModuleList = getattr(self._inner, self._list_name)
+        if alone:
+            self._layers = nn.ModuleList(
+                [
+                    layer if span.start <= index < span.stop else _PassThrough(layer)
+                    for index, layer in enumerate(self._layers)
+                ]
+            )
+            setattr(self._inner, self._list_name, self._layers)
         self._cut = nn.ModuleList(
             [_PassThrough(layer) for layer in self._layers[: span.start]] + list(self._layers[span.start :])
         )
@@ -173,11 +183,14 @@ class SplitModel:
             setattr(self._inner, self._list_name, self._layers)
 
 
-def load_split(base: Base, *, span: Span, device: str = "cpu", body: Sequence[OrganInfo] = ()) -> SplitModel:
+def load_split(
+    base: Base, *, span: Span, device: str = "cpu", body: Sequence[OrganInfo] = (), alone: bool = False
+) -> SplitModel:
     """Load a base with transformers (float32, local files only) and cut it at the span.
 
     Args:
         body: organs that take the place of the base's own layers, checked by `read_body`.
+        alone: as `SplitModel`; a body has no place there.
     """
     from transformers import AutoModelForCausalLM
 
@@ -185,7 +198,7 @@ def load_split(base: Base, *, span: Span, device: str = "cpu", body: Sequence[Or
     family = base.family  # refused before anything is loaded
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, local_files_only=True)
-    split = SplitModel(model.to(device), family=family, span=span)
+    split = SplitModel(model.to(device), family=family, span=span, alone=alone)
     for organ in body:
         split.load_organ(organ.path, span=organ.span)
     return split

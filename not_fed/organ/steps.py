@@ -97,20 +97,23 @@ def take_all(
     parameters: Mapping[str, nn.Parameter],
     optimiser: torch.optim.Optimizer,
     rate: Callable[[int], float],
-    resume: Resume,
+    resume: Resume | None,
     progress: Progress,
 ) -> None:
     """Take the steps that are left, saving resume points on the way.
 
     Args:
         rate: the learning rate of each step.
+        resume: where to go on from; None is a run that is begun again when it was interrupted.
     """
-    kept = resume.restore(parameters, optimiser)
+    kept = Kept() if resume is None else resume.restore(parameters, optimiser)
     steps.restore(kept)
     done = saved = kept.done
     saved_at, whole = time.monotonic(), True
 
     def save() -> None:
+        if resume is None:
+            return
         facts, tensors = steps.state()
         resume.save(parameters, optimiser, kept=Kept(done=done, facts=facts, tensors=tensors))
 

@@ -1,4 +1,7 @@
-"""Train a span in place: prefix and suffix frozen, only the span learns, the prefix's activations computed once.
+"""Train a span: prefix and suffix frozen, only the span learns, the prefix's activations computed once.
+
+In place, or stand-alone as in the paper: between the embedding and the final norm, all other layers left out. What is
+trained so has never met the layers it goes back between: such a transplant ruins a model until something heals it.
 
 With a DP plan every step is DP-SGD (`private_steps`): units drawn by Poisson sampling, one clip a unit, noise, a
 constant divisor; and what it costs is reserved in a ledger before the first gradient. Without one it is plain AdamW on
@@ -14,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -45,12 +48,19 @@ from not_fed.progress import Progress, silent
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 Precision = Literal["float32", "bfloat16"]
+Mode = Literal["in-place", "stand-alone"]
 
 
 class NothingToLearn(InputError):
     """No record has two tokens, so there is nothing to predict."""
 
     code = "nothing-to-learn"
+
+
+class BodyBesideAlone(InputError):
+    """Organs of other layers cannot be beside a span that is trained stand-alone: it has no other layers."""
+
+    code = "body-beside-alone"
 
 
 class Diverged(InputError):
@@ -71,6 +81,7 @@ class TrainSettings:
 
     Attributes:
         span: the layers that learn.
+        mode: in place, all other layers around it frozen; or stand-alone, they are left out.
         lr: peak learning rate of AdamW, after warm-up; falls linearly to zero.
         epochs: passes over the records; not used with a DP plan, whose steps are fixed.
         batch_tokens: predicted tokens in one optimiser step; not used with a DP plan.
@@ -87,6 +98,7 @@ class TrainSettings:
     """
 
     span: Span
+    mode: Mode = "in-place"
     lr: float = 2e-3
     epochs: int = 1
     batch_tokens: int = 1024
@@ -104,6 +116,7 @@ class TrainSettings:
         releases = () if self.dp is None else self.dp.releases
         require_known(releases)
         checks = [
+            ("mode", self.mode, self.mode in get_args(Mode), " or ".join(get_args(Mode))),
             ("lr", self.lr, 0 < self.lr < math.inf, "a positive number"),
             ("epochs", self.epochs, 1 <= self.epochs <= 10_000, "1 to 10,000"),
             ("batch_tokens", self.batch_tokens, self.batch_tokens >= 1, "at least 1"),
@@ -189,11 +202,11 @@ def train(
         out: the organ file; appears whole or not at all. `.NAME.resume` beside it lets an interrupted run go on.
         charge: who pays for a private run; needed with a DP plan.
         init: an organ to start from instead of the base's own span.
-        body: organs of other layers, which stay as they are: what is trained learns to work with them.
+        body: organs of other layers, which stay as they are: what is trained learns to work with them; in place only.
         warn: told, in one line, when a private run has to clip in a slower way, or starts from what promises nothing.
         source: randomness of a DP run; anything but the operating system is for tests.
     Raises:
-        FitError: `init` or the body does not fit the base. NothingToLearn, Diverged, OutputExists.
+        FitError: `init` or the body does not fit the base. NothingToLearn, BodyBesideAlone, Diverged, OutputExists.
         NobodyPays, NoPeople, UnitUnderstates, BudgetSpent: a private run that may not start; nothing was spent.
         AuditAlarm: a private run did not do what it claims; the reservation stays spent.
     Guarantees:
@@ -204,7 +217,7 @@ def train(
     """
     started = time.monotonic()
     whose = records if isinstance(records, Records) else Records(tuple(records))
-    _require_ready(whose, settings, charge=charge, out=out)
+    _require_ready(whose, settings, charge=charge, body=body, out=out)
     start, others = _start(init, base=base, at=settings.span.start), read_body(body, base=base, beside=settings.span)
     before = others if start is None else (start, *others)
     if settings.dp is not None and any(_promises_nothing(organ) for organ in before):
@@ -228,8 +241,8 @@ def train(
             reserve=lambda: reserve(charge, whose, plan=plan, resume=resume),
             source=source,
         )
-    _take(steps, data.model.parameters(), settings, resume=resume, progress=progress)
-    training = {"mode": "in-place", "lr": settings.lr, "precision": settings.precision, **steps.summary()}
+    take_steps(steps, data.model.parameters(), settings, resume=resume, progress=progress)
+    training = {"mode": settings.mode, "lr": settings.lr, "precision": settings.precision, **steps.summary()}
     if settings.proximal:
         training["proximal"] = settings.proximal
     if others:
@@ -252,9 +265,16 @@ def train(
     )
 
 
-def _require_ready(records: Records, settings: TrainSettings, *, charge: Charge | None, out: Path) -> None:
+def _require_ready(
+    records: Records, settings: TrainSettings, *, charge: Charge | None, body: Sequence[Path], out: Path
+) -> None:
     """What would fail later fails before anything is read, computed or spent."""
     files.require_free(out)
+    if body and settings.mode == "stand-alone":
+        raise BodyBesideAlone(
+            where="body", expected="no organ of other layers, which are left out in stand-alone training",
+            got=f"{len(body)}", hint="leave --body out, or train in place",
+        )  # fmt: skip
     if settings.dp is None:
         return
     if charge is None:
@@ -277,7 +297,7 @@ def _start(init: Path | None, *, base: Base, at: int) -> OrganInfo | None:
 def _promises_nothing(start: OrganInfo) -> bool:
     """Whether it was trained, by one author and without a claim; what a mean's parents claim is their own matter."""
     how = start.manifest.training or {}
-    return how.get("mode") == "in-place" and not how.get("dp")
+    return how.get("mode") in get_args(Mode) and not how.get("dp")
 
 
 def _prepare(
@@ -300,10 +320,11 @@ def _prepare(
             got=f"{len(records.texts):,} shorter ones",
             hint="check --text-field",
         )
-    model = load_split(base, span=settings.span, device=speed.device, body=body)
+    alone = settings.mode == "stand-alone"
+    model = load_split(base, span=settings.span, device=speed.device, body=body, alone=alone)
     if start is not None:
         model.load_organ(start.path)
-    key = prefix_key(base, span=settings.span, data=tokens, body=body)
+    key = prefix_key(base, span=settings.span, data=tokens, body=body, alone=alone)
     micro_tokens = speed.micro_tokens
     cache = compute_prefix(model, tokens, key=key, micro_tokens=micro_tokens, store=store, progress=progress)
     for parameter in model.parameters().values():
@@ -319,14 +340,15 @@ def _plain_steps(data: SpanData, settings: TrainSettings, *, save_every_s: float
     )
 
 
-def _take(
+def take_steps(
     steps: PlainSteps | PrivateSteps,
     parameters: Mapping[str, nn.Parameter],
     settings: TrainSettings,
     *,
-    resume: Resume,
+    resume: Resume | None,
     progress: Progress,
 ) -> None:
+    """Train the parameters as the settings say: AdamW, weight decay without DP alone, the rate up and down again."""
     decay = 0.0 if settings.dp else settings.weight_decay
     optimiser = torch.optim.AdamW(parameters.values(), lr=settings.lr, betas=BETAS, weight_decay=decay, fused=True)
     rate = falling_rate(settings.lr, steps=steps.total, warmup=settings.warmup)
