@@ -99,12 +99,14 @@ def take_all(
     rate: Callable[[int], float],
     resume: Resume | None,
     progress: Progress,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Take the steps that are left, saving resume points on the way.
 
     Args:
         rate: the learning rate of each step.
         resume: where to go on from; None is a run that is begun again when it was interrupted.
+        stop: asked before each step whether the run ends here.
     """
     kept = Kept() if resume is None else resume.restore(parameters, optimiser)
     steps.restore(kept)
@@ -119,7 +121,7 @@ def take_all(
 
     progress("training", done=done, total=steps.total)
     try:
-        while done < steps.total:
+        while done < steps.total and not stop():
             note = steps.take(done)
             for group in optimiser.param_groups:
                 group["lr"] = rate(done)
@@ -209,9 +211,12 @@ class PlainSteps:
         epochs: int,
         save_every_s: float,
         proximal: float = 0.0,
+        parameters: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
+        """Plan the steps; `parameters` are what learns, if that is not the whole span and nothing else."""
         self._data, self._batches, self._epochs, self.save_every_s = data, batches, epochs, save_every_s
-        self._proximal = Proximal(data.model.parameters(), mu=proximal)
+        self._parameters = data.model.parameters() if parameters is None else parameters
+        self._proximal = Proximal(self._parameters, mu=proximal)
         self.curve: list[float] = []
 
     @property
@@ -232,9 +237,8 @@ class PlainSteps:
             loss = data.losses(micro, data.model.pack([data.tokens.inputs(i) for i in micro])).sum() / total
             loss.backward()  # type: ignore[no-untyped-call]
             loss_sum += float(loss.detach())
-        parameters = data.model.parameters()
-        self._proximal.add_to_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters.values(), GRADIENT_NORM)
+        self._proximal.add_to_gradients(self._parameters)
+        torch.nn.utils.clip_grad_norm_(self._parameters.values(), GRADIENT_NORM)
         self.curve.append(loss_sum)
         return f"loss {loss_sum:.3f}"
 

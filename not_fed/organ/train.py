@@ -14,7 +14,7 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -27,7 +27,7 @@ from not_fed.errors import InputError
 from not_fed.organ.anatomy import Span
 from not_fed.organ.body import digests, read_body
 from not_fed.organ.charging import Charge, NobodyPays, reserve
-from not_fed.organ.checkpoint import Base
+from not_fed.organ.checkpoint import Base, Place
 from not_fed.organ.data import Records
 from not_fed.organ.extract import describe
 from not_fed.organ.fit import check_fit
@@ -218,6 +218,7 @@ def train(
     started = time.monotonic()
     whose = records if isinstance(records, Records) else Records(tuple(records))
     _require_ready(whose, settings, charge=charge, body=body, out=out)
+    require_trainable(base.span_places(settings.span).values(), where=str(base.folder))
     start, others = _start(init, base=base, at=settings.span.start), read_body(body, base=base, beside=settings.span)
     before = others if start is None else (start, *others)
     if settings.dp is not None and any(_promises_nothing(organ) for organ in before):
@@ -263,6 +264,16 @@ def train(
         prefix_seconds=prefix_seconds,
         dp=settings.dp,
     )
+
+
+def require_trainable(places: Iterable[Place], *, where: str) -> None:
+    """Raise CannotTrain where weights are in a number format that is not written back."""
+    for place in places:
+        if place.dtype not in DTYPES:
+            raise CannotTrain(
+                where=where, expected=" or ".join(DTYPES), got=place.dtype,
+                hint="save the model in bfloat16 first, with transformers",
+            )  # fmt: skip
 
 
 def _require_ready(
@@ -379,6 +390,17 @@ def _write(model: SplitModel, *, manifest: Manifest, base: Base, out: Path) -> O
     places = base.span_places(manifest.span)
     parameters = model.parameters()
     shapes = {name: (place.dtype, place.shape, place.end - place.begin) for name, place in places.items()}
+    require_finite(parameters)
+
+    def blocks(name: str) -> Iterator[bytes]:
+        yield as_bytes(parameters[name], places[name])
+
+    write_safetensors(out, shapes, metadata=manifest.as_metadata(), blocks=blocks)
+    return read_organ(out)
+
+
+def require_finite(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Raise Diverged where training left a number that is none."""
     for name, parameter in parameters.items():
         if not bool(parameter.isfinite().all()):
             raise Diverged(
@@ -388,10 +410,8 @@ def _write(model: SplitModel, *, manifest: Manifest, base: Base, out: Path) -> O
                 hint="use a lower --lr",
             )
 
-    def blocks(name: str) -> Iterator[bytes]:
-        dtype, shape, _ = shapes[name]
-        tensor = parameters[name].detach().to("cpu", DTYPES[dtype]).reshape(shape).contiguous()
-        yield tensor.view(torch.uint8).numpy().tobytes()
 
-    write_safetensors(out, shapes, metadata=manifest.as_metadata(), blocks=blocks)
-    return read_organ(out)
+def as_bytes(parameter: nn.Parameter, place: Place) -> bytes:
+    """A parameter in the number format and shape of its place in a checkpoint."""
+    tensor = parameter.detach().to("cpu", DTYPES[place.dtype]).reshape(place.shape).contiguous()
+    return tensor.view(torch.uint8).numpy().tobytes()
