@@ -1,22 +1,36 @@
 """Where a model keeps its layers, and which facts two models must share to exchange a span of them.
 
-Anatomy is data: one `Family` per architecture. A family that is not listed is refused, never guessed.
+Anatomy is data: one `Family` per architecture, with what its configuration class would add to a config.json, so that a
+model's blood type is the same however its config.json is spelled. What is not listed is looked for in the model itself
+(discovery.py). No torch here.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from not_fed.errors import FitError, InputError
 
+Config = Mapping[str, Any]  # config.json
+LAYER_TYPES = "layer_types"  # the field of a blood type that belongs to a span, not to its model
+FULL = "full_attention"  # the kind of layer that needs no mention
+_SLIDING = "sliding_attention"
+_WIDTHS = frozenset({"hidden_size", "attention_heads", "key_value_heads", "head_dim", "intermediate_size"})
+
 
 class UnknownFamily(FitError):
-    """This model's architecture is not one that organs can be cut from yet."""
+    """This model's architecture is not one that organs can be cut from."""
 
     code = "family-unknown"
+
+
+class NotADecoder(FitError):
+    """The model sees the tokens that it is to predict: an encoder, or an encoder with a decoder."""
+
+    code = "not-a-decoder"
 
 
 class BadSpan(InputError):
@@ -44,19 +58,33 @@ class Family:
     Attributes:
         layers: path of the list of layers inside the causal language model, e.g. `model.layers`.
         facts: blood type field -> key of config.json; a tuple means the first key that is present.
+        usual: what a key of config.json stands for where it is left out.
+        rare: keys that nearly every model has at this value; they belong to the blood type only at another one.
+        complete: what else the family's configuration class makes of a config.json in which `usual` is filled in.
+        types: what kind each layer is, where the family's layers differ in more than their weights.
         rotary: positions are angles, whose base two models must share.
         packs: the family's forward keeps packed records apart by their positions (it hands them to its mask).
         outputs: beginnings of the names, inside a layer, of the tensors that write to the residual stream: where they
             are all zero the layer changes nothing. Empty where that is not known.
+        also: other paths under which checkpoints keep the list of layers.
         ignored: tensors that old checkpoints carry and the model does not load (masks kept as buffers).
+        returns: how many things a layer returns, where it is a tuple; None where it is what comes out of it alone.
+        proved: the tests of this repository show that the split computes what the model does.
     """
 
     layers: str
-    facts: Mapping[str, tuple[str, ...]]
-    outputs: tuple[str, ...] = ()
-    packs: bool = True
+    facts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    usual: Config = field(default_factory=dict)
+    rare: Config = field(default_factory=dict)
+    complete: Callable[[Config], Config] = dict
+    types: Callable[[Config], list[str]] | None = None
     rotary: bool = True
+    packs: bool = True
+    outputs: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     ignored: re.Pattern[str] | None = None
+    returns: int | None = None
+    proved: bool = True
 
     @property
     def list_name(self) -> str:
@@ -65,10 +93,59 @@ class Family:
 
     def prefixes(self) -> tuple[str, ...]:
         """How tensor names of the layers may start: as saved with the head, or by the bare model."""
-        return f"{self.layers}.", f"{self.list_name}."
+        return tuple(f"{path}." for path in (self.layers, *self.also, self.list_name))
 
 
-_LLAMA_FACTS = {
+def _alternating(config: Config) -> list[str]:
+    """Sliding, full, sliding, full: Gemma 2 and GPT-OSS."""
+    return _every(2, config)
+
+
+def _gemma3_types(config: Config) -> list[str]:
+    return _every(config.get("sliding_window_pattern", 6), config)
+
+
+def _every(number: int, config: Config) -> list[str]:
+    return [_SLIDING if (index + 1) % number else FULL for index in range(layer_count(config))]
+
+
+def _qwen_types(config: Config) -> list[str]:
+    """The first layers see everything, those from `max_window_layers` on through a window, if there is one at all."""
+    first = layer_count(config) if config.get("sliding_window") is None else config["max_window_layers"]
+    return [FULL if index < first else _SLIDING for index in range(layer_count(config))]
+
+
+def _qwen(config: Config) -> Config:
+    """A window that is not used is none."""
+    return config if config.get("use_sliding_window") else {**config, "sliding_window": None}
+
+
+def _gemma(config: Config) -> Config:
+    """The first releases said gelu and meant its approximation by tanh."""
+    return {**config, "hidden_act": "gelu_pytorch_tanh"} if config["hidden_act"] == "gelu" else config
+
+
+def _gemma3(config: Config) -> Config:
+    """Two sets of angles: layers that see everything have their own, and any scaling is theirs."""
+    stated = config.get("rope_parameters") or {}
+    full = {
+        "rope_theta": config.get("rope_theta", 1e6),
+        **(config.get("rope_scaling") or {}),
+        **(stated.get(FULL) or {}),
+    }
+    sliding = {"rope_theta": config.get("rope_local_base_freq", 1e4), **(stated.get(_SLIDING) or {})}
+    return {**config, "rope_parameters": {FULL: full, _SLIDING: sliding}}
+
+
+def _phi3(config: Config) -> Config:
+    """The first releases called longrope su or yarn."""
+    rope = {"partial_rotary_factor": 1.0} | _stated_rope(config)
+    if rope.get("rope_type", rope.get("type")) in ("su", "yarn"):
+        rope["rope_type"] = "longrope"
+    return {**config, "rope_parameters": rope}
+
+
+_ATTENTION = {
     "hidden_size": ("hidden_size",),
     "attention_heads": ("num_attention_heads",),
     "key_value_heads": ("num_key_value_heads", "num_attention_heads"),
@@ -79,12 +156,93 @@ _LLAMA_FACTS = {
     "attention_bias": ("attention_bias",),
     "sliding_window": ("sliding_window",),
 }
-_LLAMA = Family(layers="model.layers", outputs=("self_attn.o_proj.", "mlp.down_proj."), facts=_LLAMA_FACTS)
+_SCALED = {"query_scalar": ("query_pre_attn_scalar",), "attention_softcap": ("attn_logit_softcapping",)}
+_USUAL = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "attention_bias": False}
+_OUTPUTS = ("self_attn.o_proj.", "mlp.down_proj.")
+_ANGLES = re.compile(r"self_attn\.rotary_emb\.inv_freq")  # kept by checkpoints of 2023; computed today
+
+_LLAMA = Family(
+    layers="model.layers", facts=_ATTENTION, usual=_USUAL, rare={"mlp_bias": False}, outputs=_OUTPUTS, ignored=_ANGLES
+)
+_MISTRAL = Family(
+    layers="model.layers",
+    facts=_ATTENTION,
+    usual={"hidden_act": "silu", "rms_norm_eps": 1e-6, "sliding_window": 4096, "num_key_value_heads": 8},
+    outputs=_OUTPUTS,
+    ignored=_ANGLES,
+)
+_QWEN2 = Family(
+    layers="model.layers",
+    facts=_ATTENTION,
+    usual={"hidden_act": "silu", "rms_norm_eps": 1e-6, "sliding_window": 4096, "max_window_layers": 28}
+    | {"num_key_value_heads": 32},
+    complete=_qwen,
+    types=_qwen_types,
+    outputs=_OUTPUTS,
+    ignored=_ANGLES,
+)
+_QWEN3 = Family(
+    layers="model.layers",
+    facts=_ATTENTION,
+    usual={**_QWEN2.usual, "attention_bias": False, "head_dim": 128},
+    complete=_qwen,
+    types=_qwen_types,
+    outputs=_OUTPUTS,
+)
 _GPT_OSS = Family(
     layers="model.layers",
     outputs=("self_attn.o_proj.", "mlp.experts.down_proj"),  # weight and bias of all experts, each one tensor
     packs=False,
-    facts=_LLAMA_FACTS | {"experts": ("num_local_experts",), "experts_per_token": ("num_experts_per_tok",)},
+    facts=_ATTENTION | {"experts": ("num_local_experts",), "experts_per_token": ("num_experts_per_tok",)},
+    usual={"hidden_act": "silu", "rms_norm_eps": 1e-5, "attention_bias": True, "sliding_window": 128, "head_dim": 64}
+    | {"num_key_value_heads": 8, "num_experts_per_tok": 4},
+    rare={"swiglu_alpha": 1.702, "swiglu_limit": 7.0},
+    types=_alternating,
+)
+_GEMMA = Family(
+    layers="model.layers",
+    facts={name: keys for name, keys in _ATTENTION.items() if name != "sliding_window"},
+    usual=_USUAL | {"hidden_act": "gelu_pytorch_tanh", "head_dim": 256, "num_key_value_heads": 16},
+    complete=_gemma,
+    outputs=_OUTPUTS,
+)
+_GEMMA_LATER = _ATTENTION | _SCALED | {"activation": ("hidden_activation",)}
+_GEMMA2 = Family(
+    layers="model.layers",
+    facts=_GEMMA_LATER,
+    usual={"hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "attention_bias": False, "head_dim": 256}
+    | {"num_key_value_heads": 4, "sliding_window": 4096, "query_pre_attn_scalar": 256, "attn_logit_softcapping": 50.0},
+    types=_alternating,
+    outputs=_OUTPUTS,  # the norms behind them give zero for zero
+)
+_GEMMA3 = Family(
+    layers="model.layers",
+    facts=_GEMMA_LATER,
+    usual={**_GEMMA2.usual, "attn_logit_softcapping": None, "num_attention_heads": 8},
+    complete=_gemma3,
+    types=_gemma3_types,
+    outputs=_OUTPUTS,
+)
+_PHI3 = Family(
+    layers="model.layers",
+    facts={name: keys for name, keys in _ATTENTION.items() if name not in ("attention_bias", "head_dim")},
+    usual={"hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
+    | {"original_max_position_embeddings": 4096},
+    complete=_phi3,
+    outputs=_OUTPUTS,
+)
+_OLMO = Family(
+    layers="model.layers",
+    facts={name: keys for name, keys in _ATTENTION.items() if name not in ("norm_eps", "head_dim", "sliding_window")}
+    | {"clip_qkv": ("clip_qkv",)},
+    usual={"hidden_act": "silu", "attention_bias": False},
+    outputs=_OUTPUTS,
+)
+_OLMO2 = Family(
+    layers="model.layers",
+    facts={name: keys for name, keys in _ATTENTION.items() if name not in ("head_dim", "sliding_window")},
+    usual=_USUAL | {"rms_norm_eps": 1e-5},
+    outputs=("post_attention_layernorm.", "post_feedforward_layernorm."),  # a branch's last step, a plain factor
 )
 _GPT2 = Family(
     layers="transformer.h",
@@ -98,73 +256,162 @@ _GPT2 = Family(
         "norm_eps": ("layer_norm_epsilon",),
         "positions": ("n_positions",),
     },
+    usual={
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "n_positions": 1024,
+        "n_embd": 768,
+        "n_head": 12,
+    },
+    rare={"scale_attn_weights": True, "reorder_and_upcast_attn": False},
+    types=lambda config: (
+        [f"attention divided by {index + 1}" for index in range(layer_count(config))]
+        if config.get("scale_attn_by_inverse_layer_idx")
+        else [FULL] * layer_count(config)
+    ),
     ignored=re.compile(r"attn\.(masked_)?bias"),
 )
 FAMILIES: Mapping[str, Family] = {
     "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
+    "mistral": _MISTRAL,
+    "qwen2": _QWEN2,
+    "qwen3": _QWEN3,
     "gpt2": _GPT2,
     "gpt_oss": _GPT_OSS,
+    "gemma": _GEMMA,
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA3,
+    "gemma3": replace(  # the text model inside one that also sees
+        _GEMMA3, layers="model.language_model.layers", also=("language_model.model.layers",)
+    ),
+    "phi3": _PHI3,
+    "olmo": _OLMO,
+    "olmo2": _OLMO2,
 }
 
 
-def family_of(config: Mapping[str, Any], *, where: str) -> Family:
-    """The anatomy for a config.json; raises UnknownFamily for anything not listed."""
-    name = str(config.get("model_type"))
-    if name not in FAMILIES:
+def is_listed(config: Config) -> bool:
+    """Whether this architecture's anatomy is written down here; it is looked for in the model otherwise."""
+    return config.get("model_type") in FAMILIES
+
+
+def text_config(config: Config) -> Config:
+    """The part of a config.json that describes the language model: all of it, or what a model that also sees wraps."""
+    if config.get("model_type") == "gemma3" and isinstance(config.get("text_config"), Mapping):
+        return {**config["text_config"], "model_type": "gemma3_text"}
+    return config
+
+
+def family_of(config: Config, *, where: str) -> Family:
+    """The anatomy of a listed architecture; raises UnknownFamily, and NotADecoder for Gemmas that embed texts."""
+    if not is_listed(config):
         raise UnknownFamily(
             where=where,
             expected=f"model_type one of {', '.join(sorted(FAMILIES))}",
-            got=name[:60],
+            got=str(config.get("model_type"))[:60],
             hint="use a base of one of these families",
         )
-    return FAMILIES[name]
+    if text_config(config).get("use_bidirectional_attention"):
+        raise NotADecoder(
+            where=where,
+            expected="attention to earlier tokens only",
+            got="use_bidirectional_attention, as in models that embed texts",
+            hint="use a base that predicts the next token; organs learn from that",
+        )
+    return FAMILIES[config["model_type"]]
 
 
-def layer_count(config: Mapping[str, Any]) -> int:
+def layer_count(config: Config) -> int:
     """Number of decoder layers."""
+    config = text_config(config)
     return int(config.get("num_hidden_layers", config.get("n_layer", 0)))
 
 
-def blood_type(config: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """The facts two models must share to exchange organs: JSON values, comparable with `==`."""
-    family = family_of(config, where=where)
+def layer_types(config: Config, *, where: str) -> tuple[str, ...] | None:
+    """What kind each layer of a listed model is, where they differ in more than their weights; None elsewhere."""
+    family, config = family_of(config, where=where), _completed(config, where=where)
+    if family.types is None:
+        return None
+    return tuple(config.get("layer_types") or family.types(config))
+
+
+def blood_type(config: Config, *, where: str) -> dict[str, Any]:
+    """The facts two models of a listed family must share to exchange organs: JSON values, comparable with `==`."""
+    family, config = family_of(config, where=where), _completed(config, where=where)
     facts: dict[str, Any] = {"family": config["model_type"]}
-    for field, keys in family.facts.items():
-        facts[field] = next((config[key] for key in keys if config.get(key) is not None), None)
+    for name, keys in family.facts.items():
+        facts[name] = next((config[key] for key in keys if config.get(key) is not None), None)
+    facts |= {key: config[key] for key, usual in family.rare.items() if config.get(key, usual) != usual}
     if family.rotary:
-        facts["rope"] = _rope(config)
+        facts["rope"] = rope(config)
     if facts.get("head_dim") is None and "head_dim" in family.facts:
         facts["head_dim"] = int(facts["hidden_size"]) // int(facts["attention_heads"])
     return facts
 
 
-def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary settings in one spelling: older config.json say `rope_theta` and `rope_scaling` beside each other."""
-    stated = config.get("rope_parameters") or {
-        "rope_theta": config.get("rope_theta", 10_000.0),
-        **(config.get("rope_scaling") or {}),
-    }
-    rope = {key: value for key, value in stated.items() if key != "type" and value is not None}
+def with_types(facts: Mapping[str, Any], types: Sequence[str]) -> dict[str, Any]:
+    """A blood type, and what kind the layers of a span are where one of them is not of the usual kind."""
+    return dict(facts) if all(kind == FULL for kind in types) else {**facts, LAYER_TYPES: list(types)}
+
+
+def _completed(config: Config, *, where: str) -> Config:
+    family = family_of(config, where=where)
+    return family.complete({**family.usual, **text_config(config)})
+
+
+def rope(config: Config) -> dict[str, Any]:
+    """Rotary settings in one spelling: older config.json say `rope_theta` and `rope_scaling` beside each other.
+
+    Layers may have angles by their kind; then there is one such dictionary for each.
+    """
+    stated = _stated_rope(config)
+    by_kind = {name: value for name, value in stated.items() if isinstance(value, Mapping)}
+    return {kind: _one_rope(value, config) for kind, value in by_kind.items()} or _one_rope(stated, config)
+
+
+def _stated_rope(config: Config) -> dict[str, Any]:
+    shared = {key: config[key] for key in ("rope_theta", "partial_rotary_factor") if config.get(key) is not None}
+    return {**shared, **(config.get("rope_parameters") or config.get("rope_scaling") or {})}
+
+
+def _one_rope(stated: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    found = {key: value for key, value in stated.items() if key != "type" and value is not None}
     kind = stated.get("rope_type") or stated.get("type") or "default"
-    return rope | {"rope_theta": float(rope.get("rope_theta", 10_000.0)), "rope_type": kind}
+    found |= {"rope_theta": float(found.get("rope_theta", 10_000.0)), "rope_type": kind}
+    longest, trained = config.get("max_position_embeddings"), config.get("original_max_position_embeddings")
+    if kind in ("llama3", "yarn", "longrope"):
+        before = trained or found.get("original_max_position_embeddings") or longest
+        found["original_max_position_embeddings"] = before
+    if kind in ("dynamic", "longrope"):  # the angles depend on it
+        found["max_position_embeddings"] = longest
+    return found
 
 
 _ABSENT = ("absent",)  # equal to no value of JSON
 
 
 def check_blood_type(organ: Mapping[str, Any], base: Mapping[str, Any], *, where: str) -> None:
-    """Raise BloodTypeDiffers naming every fact that differs; one that is null differs from one that is not there."""
-    differing = sorted(key for key in {*organ, *base} if organ.get(key, _ABSENT) != base.get(key, _ABSENT))
+    """Raise BloodTypeDiffers naming every fact that differs; one that is null differs from one that is not there.
+
+    What kind the layers are is not looked at: that is a matter of their place.
+    """
+    keys = {*organ, *base} - {LAYER_TYPES}
+    differing = sorted(key for key in keys if organ.get(key, _ABSENT) != base.get(key, _ABSENT))
     if differing:
         raise BloodTypeDiffers(
             where=where,
             expected=", ".join(f"{key} {base.get(key, _ABSENT)}" for key in differing),
             got=", ".join(f"{key} {organ.get(key, _ABSENT)}" for key in differing),
-            hint="an organ fits only models of the blood type it was cut from; `not-fed show` names it",
+            hint=_what_helps(differing),
         )
+
+
+def _what_helps(differing: Sequence[str]) -> str:
+    if "family" in differing:
+        return "layers of two families compute different things; cut and train an organ of this base's own family"
+    if set(differing) <= _WIDTHS:
+        return "an organ of another width goes in with adapters: `not-fed adapt`, docs/adapters.md"
+    return "an organ fits only models of the blood type it was cut from; `not-fed show` names it"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -13,14 +13,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from not_fed import canonical, files, snapshots
 from not_fed.envelope.header import check_header
 from not_fed.errors import FitError, InputError
-from not_fed.organ.anatomy import Family, Span, blood_type, family_of, layer_count
+from not_fed.organ.anatomy import (
+    Family,
+    Span,
+    blood_type,
+    family_of,
+    is_listed,
+    layer_count,
+    layer_types,
+    with_types,
+)
 from not_fed.progress import Progress, silent
 from not_fed.snapshots import FileState
+
+if TYPE_CHECKING:
+    from not_fed.organ.discovery import Found
 
 MAX_CONFIG_BYTES = 16 << 20
 _SHA_THREADS = 2
@@ -48,13 +60,13 @@ class Place:
     begin: int
     end: int
 
-    def blocks(self) -> Iterator[bytes]:
-        """The tensor's bytes, in blocks of bounded size."""
+    def blocks(self, size_bytes: int = files.BLOCK_BYTES) -> Iterator[bytes]:
+        """The tensor's bytes, in blocks of that size but for the last."""
         with files.open_regular(self.file) as stream:
             stream.seek(self.begin)
             left = self.end - self.begin
             while left:
-                block = stream.read(min(left, files.BLOCK_BYTES))
+                block = stream.read(min(left, size_bytes))
                 if not block:
                     raise TensorMissing(
                         where=str(self.file),
@@ -88,18 +100,39 @@ class Base:
 
     @property
     def family(self) -> Family:
-        """The anatomy; raises UnknownFamily."""
-        return family_of(self.config, where=str(self.folder / "config.json"))
+        """The anatomy; raises UnknownFamily and NotADecoder."""
+        return family_of(self.config, where=self._config_file) if is_listed(self.config) else self._found.family
 
     @property
     def blood_type(self) -> dict[str, Any]:
-        """What another model must share to exchange organs."""
-        return blood_type(self.config, where=str(self.folder / "config.json"))
+        """What another model must share to exchange organs; errors as `family`."""
+        return (
+            blood_type(self.config, where=self._config_file) if is_listed(self.config) else dict(self._found.blood_type)
+        )
 
     @property
     def layers(self) -> int:
-        """Number of decoder layers."""
-        return layer_count(self.config)
+        """Number of decoder layers; errors as `family`."""
+        return layer_count(self.config) if is_listed(self.config) else self._found.layers
+
+    @property
+    def layer_types(self) -> tuple[str, ...] | None:
+        """What kind each layer is, where they differ in more than their weights; None elsewhere. Errors as `family`."""
+        return layer_types(self.config, where=self._config_file) if is_listed(self.config) else self._found.types
+
+    def blood_type_at(self, span: Span) -> dict[str, Any]:
+        """The blood type of the layers in a span: what kind they are belongs to it."""
+        return with_types(self.blood_type, (self.layer_types or ())[span.start : span.stop])
+
+    @property
+    def _config_file(self) -> str:
+        return str(self.folder / "config.json")
+
+    @property
+    def _found(self) -> Found:
+        from not_fed.organ.discovery import discover  # it builds the model: torch, and seconds
+
+        return discover(self.config, file=self.folder / "config.json")
 
     @cached_property
     def sha256(self) -> str:

@@ -15,7 +15,7 @@ from not_fed.progress import Progress, silent
 def describe(base: Base, span: Span) -> Manifest:
     """The manifest of the span as it stands in the base, untouched."""
     return Manifest(
-        blood_type=base.blood_type,
+        blood_type=base.blood_type_at(span),
         span=span,
         base_sha256=base.sha256,
         span_sha256=base.span_sha256(span),

@@ -9,8 +9,11 @@ A record's activations do not depend on which batch it was in, up to the order o
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from not_fed.errors import FitError
 from not_fed.organ.anatomy import Family, Span
 from not_fed.organ.checkpoint import Base
 from not_fed.organ.head_loss import token_losses
 from not_fed.organ.layout import Layout, pack, stack
 from not_fed.organ.organ import OrganInfo
+
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")  # logits are cap * tanh(logits / cap)
+
+
+class StoredOtherwise(FitError):
+    """The model's files hold a layer in another form than the loaded model has it in: fused, quantised, renamed."""
+
+    code = "stored-otherwise"
 
 
 class _Reached(Exception):
@@ -36,13 +48,14 @@ class _Reached(Exception):
 class _PassThrough(nn.Module):
     """Stands where a layer stood that was run before, or that is left out."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, *, returns: int | None) -> None:
         super().__init__()
+        self._more = None if returns is None else (None,) * (returns - 1)
         if hasattr(layer, "attention_type"):
             self.attention_type = layer.attention_type  # some families look it up in their loop
 
-    def forward(self, hidden: Tensor, *_: object, **__: object) -> Tensor:
-        return hidden
+    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor | tuple[Tensor | None, ...]:
+        return hidden_states if self._more is None else (hidden_states, *self._more)
 
 
 class SplitModel:
@@ -65,27 +78,29 @@ class SplitModel:
         model.requires_grad_(requires_grad=False)
         model.eval()
         self.model, self.family, self.span = model, family, span
-        self._inner: nn.Module = model.base_model  # type: ignore[assignment]
-        self._list_name = family.list_name
-        self._layers: nn.ModuleList = getattr(self._inner, self._list_name)
+        path = family.layers.rpartition(".")[0]
+        self._holder, self._list_name = model.get_submodule(path), family.list_name
+        self._inner = _runs_on_tokens(model, path)
+        self._layers: nn.ModuleList = getattr(self._holder, self._list_name)
         if alone:
             self._layers = nn.ModuleList(
                 [
-                    layer if span.start <= index < span.stop else _PassThrough(layer)
+                    layer if span.start <= index < span.stop else _PassThrough(layer, returns=family.returns)
                     for index, layer in enumerate(self._layers)
                 ]
             )
-            setattr(self._inner, self._list_name, self._layers)
+            setattr(self._holder, self._list_name, self._layers)
         self._cut = nn.ModuleList(
-            [_PassThrough(layer) for layer in self._layers[: span.start]] + list(self._layers[span.start :])
+            [_PassThrough(layer, returns=family.returns) for layer in self._layers[: span.start]]
+            + list(self._layers[span.start :])
         )
         self.span_layers: list[nn.Module] = list(self._layers[span.start : span.stop])
         self.head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-        self.softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        settings = model.config.get_text_config()  # type: ignore[union-attr, operator]
+        self.softcap: float | None = next(filter(None, (getattr(settings, name, None) for name in _SOFTCAPS)), None)
+        self._scale = _logit_scale(settings)
         self.device = next(model.parameters()).device
-        self._filler = (
-            1 if getattr(model.config, "pad_token_id", None) == 0 else 0
-        )  # any token but the one that means padding
+        self._filler = 1 if getattr(settings, "pad_token_id", None) == 0 else 0  # any but the one that means padding
 
     def parameters(self, span: Span | None = None) -> dict[str, nn.Parameter]:
         """The parameters of the span, or of other layers, by organ tensor name (`layers.0.…`)."""
@@ -129,9 +144,20 @@ class SplitModel:
         Args:
             bfloat16: compute matrix products in that precision; weights stay as they are.
         """
-        weight: Tensor = self.head.weight  # type: ignore[assignment]
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            return token_losses(layout.gather(self.finish(hidden, layout)), weight, targets, softcap=self.softcap)
+            rows = layout.gather(self.finish(hidden, layout))
+            if getattr(self.head, "bias", None) is not None:
+                rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+            if self._scale != 1:
+                rows = rows * self._scale
+            return token_losses(rows, self._head_matrix, targets, softcap=self.softcap)
+
+    @cached_property
+    def _head_matrix(self) -> Tensor:
+        """The head's weight, and its bias as one more column."""
+        weight: Tensor = self.head.weight  # type: ignore[assignment]
+        bias: Tensor | None = getattr(self.head, "bias", None)
+        return weight if bias is None else torch.cat([weight, bias[:, None]], dim=1)
 
     def pack(self, records: Sequence[Tensor]) -> Layout:
         """Lay records out for this model, several a row where its family can tell them apart."""
@@ -142,7 +168,8 @@ class SplitModel:
         return stack(records, filler=self._filler, device=self.device)
 
     def _run(self, layout: Layout) -> Tensor:
-        output = self._inner(input_ids=layout.tokens, position_ids=layout.positions, use_cache=False)
+        positions = {} if layout.positions is None else {"position_ids": layout.positions}  # some have no such word
+        output = self._inner(input_ids=layout.tokens, use_cache=False, **positions)
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     def _entering(self, layer: int, layout: Layout) -> Tensor:
@@ -176,11 +203,25 @@ class SplitModel:
 
     @contextmanager
     def _passing_through(self) -> Iterator[None]:
-        setattr(self._inner, self._list_name, self._cut)
+        setattr(self._holder, self._list_name, self._cut)
         try:
             yield
         finally:
-            setattr(self._inner, self._list_name, self._layers)
+            setattr(self._holder, self._list_name, self._layers)
+
+
+def _runs_on_tokens(model: nn.Module, path: str) -> nn.Module:
+    """The innermost module around the layers that takes tokens: that of `path`, or one around it."""
+    while path and "input_ids" not in inspect.signature(model.get_submodule(path).forward).parameters:
+        path = path.rpartition(".")[0]
+    return model.get_submodule(path)
+
+
+def _logit_scale(settings: Any) -> float:  # noqa: ANN401  transformers' configurations have no common public type
+    """By what some families multiply their logits (Cohere, Falcon-H1), or divide them (Granite)."""
+    factors = (getattr(settings, name, None) for name in ("logit_scale", "lm_head_multiplier"))
+    scale = math.prod(factor for factor in factors if isinstance(factor, float | int))
+    return scale / (getattr(settings, "logits_scaling", None) or 1)
 
 
 def load_split(
@@ -191,6 +232,9 @@ def load_split(
     Args:
         body: organs that take the place of the base's own layers, checked by `read_body`.
         alone: as `SplitModel`; a body has no place there.
+    Raises:
+        StoredOtherwise: the model's parameters are not the tensors that its files hold.
+        CannotSplit, SplitDiffers, NotADecoder: of models that are not listed, as `check_split`.
     """
     from transformers import AutoModelForCausalLM
 
@@ -198,10 +242,29 @@ def load_split(
     family = base.family  # refused before anything is loaded
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, local_files_only=True)
-    split = SplitModel(model.to(device), family=family, span=span, alone=alone)
+    model = model.to(device)
+    if not family.proved:
+        from not_fed.organ.split_check import check_split, observe
+
+        family = observe(model, family=family, where=str(base.folder))
+        check_split(SplitModel(model, family=family, span=span), where=str(base.folder))
+    split = SplitModel(model, family=family, span=span, alone=alone)
+    _require_same_tensors(split, base)
     for organ in body:
         split.load_organ(organ.path, span=organ.span)
     return split
+
+
+def _require_same_tensors(split: SplitModel, base: Base) -> None:
+    model = {name: tuple(weight.shape) for name, weight in split.parameters().items()}
+    files = {name: place.shape for name, place in base.span_places(split.span).items()}
+    if odd := sorted(name for name in {*model, *files} if model.get(name) != files.get(name)):
+        raise StoredOtherwise(
+            where=f"{base.folder}, tensor {odd[0][:100]}",
+            expected=f"shape {model.get(odd[0])}, as in the loaded model",
+            got=f"shape {files.get(odd[0])}",
+            hint="its organs can be cut and transplanted, not trained; if it is quantised, save it in bfloat16 first",
+        )
 
 
 def load_tokenizer(base: Base) -> Any:  # noqa: ANN401  transformers has no common public type

@@ -5,6 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GptOssConfig,
@@ -13,6 +21,12 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -36,6 +50,7 @@ _COMMON = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+_GEMMA3 = {**_COMMON, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 12, "sliding_window_pattern": 3}
 
 
 def tiny_llama(*, seed: int = 0, tie_word_embeddings: bool = True) -> PreTrainedModel:
@@ -74,13 +89,58 @@ def tiny_gpt_oss(*, seed: int = 0) -> PreTrainedModel:
     return _filled(GptOssForCausalLM, config, seed=seed)
 
 
-def _filled(kind: type[PreTrainedModel], config: object, *, seed: int) -> PreTrainedModel:
-    """Weights from a generator of our own, biases and norms off their usual 0 and 1 so that mistakes show."""
+def tiny_gemma(*, seed: int = 0) -> PreTrainedModel:
+    """Gemma: scaled embeddings, norms that multiply by 1 + weight, heads wider than their share."""
+    return _filled(GemmaForCausalLM, GemmaConfig(**_COMMON, head_dim=16), seed=seed, norms=0.0)
+
+
+def tiny_gemma2(*, seed: int = 0) -> PreTrainedModel:
+    """Gemma 2: sliding and full layers in turn, softcaps on attention and on logits, norms behind each branch."""
+    config = Gemma2Config(**_COMMON, head_dim=8, sliding_window=4, query_pre_attn_scalar=12)
+    return _filled(Gemma2ForCausalLM, config, seed=seed, norms=0.0)
+
+
+def tiny_gemma3(*, seed: int = 0) -> PreTrainedModel:
+    """Gemma 3: sliding layers with angles of their own, norms on queries and keys; every third layer sees all."""
+    return _filled(Gemma3ForCausalLM, Gemma3TextConfig(**_GEMMA3), seed=seed, norms=0.0)
+
+
+def tiny_gemma3_with_vision(*, seed: int = 0) -> PreTrainedModel:
+    """Gemma 3 as it is published from 4B on: the text model inside one that also sees."""
+    sees = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = Gemma3Config(
+        text_config=_GEMMA3,
+        vision_config={**sees, "image_size": 8, "patch_size": 4},
+        mm_tokens_per_image=4,
+        image_token_index=127,
+        boi_token_index=126,
+        eoi_token_index=125,
+    )
+    return _filled(Gemma3ForConditionalGeneration, config, seed=seed, norms=0.0)
+
+
+def tiny_phi3(*, seed: int = 0) -> PreTrainedModel:
+    """Phi-3: queries, keys and values in one matrix, gate and up in another; half of each head is rotated."""
+    return _filled(Phi3ForCausalLM, Phi3Config(**_COMMON, sliding_window=4, partial_rotary_factor=0.5), seed=seed)
+
+
+def tiny_olmo(*, seed: int = 0) -> PreTrainedModel:
+    """OLMo: norms without weights; queries, keys and values are clipped in place."""
+    return _filled(OlmoForCausalLM, OlmoConfig(**_COMMON, clip_qkv=0.5), seed=seed)
+
+
+def tiny_olmo2(*, seed: int = 0) -> PreTrainedModel:
+    """OLMo 2: norms behind each branch instead of before it, and on queries and keys."""
+    return _filled(Olmo2ForCausalLM, Olmo2Config(**_COMMON), seed=seed)
+
+
+def _filled(kind: type[PreTrainedModel], config: object, *, seed: int, norms: float = 1.0) -> PreTrainedModel:
+    """Weights from a generator of our own, biases and norms off their usual 0 and `norms` so that mistakes show."""
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights that we replace
         model = kind._from_config(config, dtype=torch.float32)
     source = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
-        centre = 1.0 if _is_norm(name, weight) else 0.0
+        centre = norms if _is_norm(name, weight) else 0.0
         scale = 0.1 if weight.ndim == 1 else 0.7 * weight.shape[-1] ** -0.5
         nn.init.normal_(weight, mean=centre, std=scale, generator=source)
     model.eval()

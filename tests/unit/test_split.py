@@ -14,7 +14,11 @@ from not_fed.organ.layout import pack, stack
 from not_fed.organ.split import SplitModel
 from tests.support import tiny
 
-MODELS = [tiny.tiny_llama, tiny.tiny_gpt2, tiny.tiny_mistral, tiny.tiny_qwen2, tiny.tiny_qwen3, tiny.tiny_gpt_oss]
+MODELS = [
+    tiny.tiny_llama, tiny.tiny_gpt2, tiny.tiny_mistral, tiny.tiny_qwen2, tiny.tiny_qwen3, tiny.tiny_gpt_oss,
+    tiny.tiny_gemma, tiny.tiny_gemma2, tiny.tiny_gemma3, tiny.tiny_gemma3_with_vision, tiny.tiny_phi3, tiny.tiny_olmo,
+    tiny.tiny_olmo2,
+]  # fmt: skip
 SPANS = [Span(0, 2), Span(1, 3), Span(3, 4)]
 
 
