@@ -111,6 +111,14 @@ class SplitModel:
             for name, parameter in layer.named_parameters()
         }
 
+    def beside_layers(self) -> dict[str, nn.Parameter]:
+        """What stands beside the list of layers, embedding and final norm, by its names there (`norm.weight`)."""
+        return {
+            name: parameter
+            for name, parameter in self._holder.named_parameters()
+            if not name.startswith(f"{self._list_name}.")
+        }
+
     def load_organ(self, organ: Path, *, span: Span | None = None) -> None:
         """Put an organ's weights into the span, or into other layers; the caller has checked that it fits."""
         with safe_open(organ, framework="pt") as tensors, torch.no_grad():
@@ -118,7 +126,7 @@ class SplitModel:
                 parameter.copy_(tensors.get_tensor(name))
 
     def at(self, span: Span) -> SplitModel:
-        """The same model, with the same weights in memory, cut at another span; nothing in it learns any more."""
+        """The same whole model, with the same weights in memory, cut at another span; nothing in it learns any more."""
         return SplitModel(self.model, family=self.family, span=span)
 
     def prefix(self, layout: Layout) -> Tensor:

@@ -26,7 +26,7 @@ from tests.support.folders import records, save_base
 
 SPAN = Span(1, 3)
 SETTINGS = TrainSettings(span=SPAN, mode="stand-alone", lr=5e-3, epochs=2, batch_tokens=60, max_tokens=32)
-MODELS = [tiny.tiny_llama, tiny.tiny_gpt2, tiny.tiny_mistral, tiny.tiny_qwen3, tiny.tiny_gpt_oss]
+MODELS = [tiny.tiny_llama, tiny.tiny_gpt2, tiny.tiny_mistral, tiny.tiny_qwen3, tiny.tiny_gpt_oss, tiny.tiny_gemma3]
 
 
 @pytest.fixture(autouse=True)
