@@ -1,4 +1,4 @@
-"""import, undo: a stranger's organ into a copy of a model, after one question; and back."""
+"""import: a stranger's organ into a copy of a model, after one question. `not-fed undo` takes it back."""
 
 from __future__ import annotations
 
@@ -30,6 +30,20 @@ from not_fed.cli.delivery import (
 from not_fed.cli.output import AsJson, say, show
 from not_fed.cli.passphrase import PassphraseFd, PassphraseFile, read_passphrase
 from not_fed.cli.progress import shown
+from not_fed.cli.transplant import (
+    AtOption,
+    DifferentBaseOption,
+    Mode,
+    ModeOption,
+    OriginOption,
+    ScaleOption,
+    StartOption,
+    check_options,
+    describe,
+    fits,
+    settings_of,
+    way_of,
+)
 from not_fed.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +54,6 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
     app.command("import")(import_command)
-    app.command("undo")(undo_command)
 
 
 def import_command(
@@ -52,12 +65,12 @@ def import_command(
     policy: PolicyOption = None,
     round_number: ExpectedRound = None,
     base_sha256: ExpectedBase = None,
-    at: Annotated[
-        int | None, typer.Option("--at", min=0, help="First layer of its place. [default: where it was cut]")
-    ] = None,
-    accept_different_base: Annotated[
-        bool, typer.Option("--accept-different-base", help="The layers there may differ from those it was cut from.")
-    ] = False,
+    mode: ModeOption = Mode.REPLACE,
+    at: AtOption = None,
+    base: OriginOption = None,
+    scale: ScaleOption = None,
+    start: StartOption = None,
+    accept_different_base: DifferentBaseOption = False,
     accept_stale: AcceptStale = False,
     again: Again = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and plan; write nothing.")] = False,
@@ -72,6 +85,7 @@ def import_command(
     from not_fed.organ.intake import apply_intake, plan_intake
     from not_fed.resources.bases import find_base
 
+    check_options(mode, base=base, scale=scale, overlap=None, start=start, accept_different_base=accept_different_base)
     if out is None and not dry_run:
         raise UsageError(where="not-fed import", expected="--out, or --dry-run", got="neither", hint="add --out DIR")
     trusted, delivery = trusted_roster(roster, accept_stale=accept_stale), find_delivery(sealed)
@@ -83,6 +97,7 @@ def import_command(
         plan = plan_intake(
             delivery, into=lambda: find_base(into, progress=progress), opener=opener, roster=trusted,
             now=now, expect=expect, seen=seen, at=at, accept_different_base=accept_different_base,
+            way=lambda: way_of(mode, base=base, scale=scale, start=start, progress=progress),
         )  # fmt: skip
     if out is None or dry_run:
         _show(plan, trusted, out=None, as_json=as_json)
@@ -96,28 +111,16 @@ def import_command(
     _show(plan, trusted, out=out, as_json=as_json)
 
 
-def undo_command(
-    model: Annotated[Path, typer.Argument(help="A model folder that import or transplant wrote.")],
-    out: Annotated[Path, typer.Option("--out", help="Where the base model is written, as it was before.")],
-    as_json: AsJson = False,
-) -> None:
-    """Put back the layers that an organ replaced; the result is checked to be the base, bit for bit."""
-    from not_fed.organ.transplant import undo_transplant
-
-    with shown() as progress:
-        base_sha256 = undo_transplant(model, out=out, progress=progress)
-    result = {"schema": "not-fed/undone/1", "model": str(model), "out": str(out), "base_sha256": base_sha256}
-    show(result, as_json=as_json, lines=[("out", str(out)), ("base", f"{base_sha256}, bit for bit")])
-
-
 def _show(plan: IntakePlan, roster: TrustedRoster, *, out: Path | None, as_json: bool) -> None:
     found = plan.verified
     result: dict[str, Any] = {
         "schema": "not-fed/imported/1", "out": None if out is None else str(out), "dry_run": out is None,
         "sender": found.sender, "author": found.author, "federation": found.federation, "round": found.round_number,
         **passport_facts(found.passport), **roster_facts(roster), "log": log_facts(found.logged),
-        "policy": [demand.field for demand in found.demands], "mode": "replace", "replaced": list(plan.replaced),
-        "at": [plan.fit.at.start, plan.fit.at.stop], "exact": plan.fit.exact,
+        "policy": [demand.field for demand in found.demands], "mode": plan.way.mode, **settings_of(plan.way),
+        "replaced": sorted(plan.graft.tensors) if plan.way.mode != "insert" else [],
+        "inserted": sorted(plan.graft.tensors) if plan.way.mode == "insert" else [],
+        "at": [plan.graft.at.start, plan.graft.at.stop], "exact": plan.graft.exact,
     }  # fmt: skip
     if out is None:
         lines = [*_lines(plan, roster), ("out", "dry run: nothing was written")]
@@ -127,12 +130,13 @@ def _show(plan: IntakePlan, roster: TrustedRoster, *, out: Path | None, as_json:
 
 
 def _lines(plan: IntakePlan, roster: TrustedRoster) -> list[tuple[str, str]]:
-    found, fits = plan.verified, "exactly" if plan.fit.exact else "by shape; NOT the layers that it was cut from"
+    found, does = plan.verified, "inserts" if plan.way.mode == "insert" else "replaces"
     assert found.passport is not None, "planned with a key"
     return [
         ("sent by", f"{found.sender}, round {found.round_number} of {found.federation}"),
         *passport_lines(found.passport, roster),
         *trust_lines(roster, found.logged, found.demands, inside=True),
-        ("into", f"{plan.base.folder}, layers {plan.fit.at}: fits {fits}"),
-        ("replaces", f"{len(plan.replaced)} tensors of a copy; the base stays as it is"),
+        ("into", f"{plan.base.folder}, as layers {plan.graft.at}{fits([plan.graft], plan.way) or ': fits exactly'}"),
+        ("mode", describe(plan.way)),
+        (does, f"{len(plan.graft.tensors)} tensors of a copy; the base stays as it is"),
     ]

@@ -1,8 +1,7 @@
-"""extract, show, transplant, evaluate: one organ's life on one machine. `train` is in `cli.train`."""
+"""extract, train, show, transplant, undo: one organ's life on one machine. Those with many options are elsewhere."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,15 +11,9 @@ from not_fed.cli.options import BaseOption, SpanOption
 from not_fed.cli.output import AsJson, show
 from not_fed.cli.progress import shown
 from not_fed.cli.train import train_command
-from not_fed.errors import UsageError
+from not_fed.cli.transplant import transplant_command, undo_command
 
 SEALED_START = b"age-encryption.org/"
-
-
-class Mode(StrEnum):
-    """How an organ is put in."""
-
-    REPLACE = "replace"
 
 
 def register(app: typer.Typer) -> None:
@@ -29,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command("train")(train_command)
     app.command("show")(show_command)
     app.command("transplant")(transplant_command)
+    app.command("undo")(undo_command)
 
 
 def extract_command(
@@ -60,68 +54,6 @@ def show_command(
         _show_sealed(file, as_json=as_json)
     else:
         show_organ(file, schema="not-fed/shown/1", as_json=as_json)
-
-
-def transplant_command(
-    organs: Annotated[list[Path], typer.Argument(help="The organ to put in; or several, of layers of their own.")],
-    into: Annotated[str, typer.Option("--into", help="Model folder, hub id, or smollm2-135m.")],
-    out: Annotated[Path | None, typer.Option("--out", help="The new model folder.")] = None,
-    mode: Annotated[Mode, typer.Option("--mode", help="How the organ is put in.")] = Mode.REPLACE,
-    at: Annotated[
-        int | None, typer.Option("--at", min=0, help="First layer of its place. [default: where it was cut]")
-    ] = None,
-    accept_different_base: Annotated[
-        bool, typer.Option("--accept-different-base", help="The layers there may differ from those it was cut from.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be replaced; write nothing.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Put an organ into a copy of a model: an ordinary Hugging Face folder comes out."""
-    from not_fed.organ.organ import read_organ
-    from not_fed.organ.transplant import apply_transplant, plan_body, plan_transplant
-    from not_fed.resources.bases import find_base
-
-    if at is not None and len(organs) > 1:
-        raise UsageError(
-            where="--at", expected="one organ", got=f"{len(organs)}",
-            hint="leave --at out: each goes where it was cut; or put them in one after the other",
-        )  # fmt: skip
-    with shown() as progress:
-        found, base = [read_organ(organ) for organ in organs], find_base(into, progress=progress)
-        if len(found) == 1:
-            plan = plan_transplant(organ=found[0], base=base, at=at, accept_different_base=accept_different_base)
-        else:
-            plan = plan_body(found, base=base, accept_different_base=accept_different_base)
-        if not dry_run:
-            if out is None:
-                raise UsageError(
-                    where="not-fed transplant", expected="--out, or --dry-run", got="neither", hint="add --out DIR"
-                )
-            apply_transplant(plan, out=out, progress=progress)
-    places = [[graft.at.start, graft.at.stop] for graft in plan.grafts]
-    result = {
-        "schema": "not-fed/transplanted/1",
-        "out": None if out is None else str(out),
-        "mode": mode.value,
-        "replaced": sorted(plan.tensors),
-        "at": places[0] if len(places) == 1 else places,
-        "exact": plan.exact,
-        "dry_run": dry_run,
-    }
-    show(
-        result,
-        as_json=as_json,
-        lines=[
-            *(("organ", f"{graft.organ.path}, layers {graft.organ.span}") for graft in plan.grafts),
-            (
-                "into",
-                f"{plan.base.folder}, layers {', '.join(str(graft.at) for graft in plan.grafts)}"
-                + ("" if plan.exact else "; NOT the layers it was cut from"),
-            ),
-            ("replaced", f"{len(plan.tensors)} tensors in {len(plan.touched)} of the base's files"),
-            ("out", "dry run: nothing was written" if dry_run else str(out)),
-        ],
-    )
 
 
 def show_organ(path: Path, *, schema: str, as_json: bool) -> None:

@@ -37,7 +37,9 @@ def read_body(organs: Sequence[Path], *, base: Base, beside: Span | None = None)
     return tuple(found)
 
 
-def require_apart(spans: Sequence[tuple[Span, str]]) -> None:
+def require_apart(
+    spans: Sequence[tuple[Span, str]], *, hint: str = "take one of them; a layer holds one organ"
+) -> None:
     """Raise SpansOverlap, naming the first two, unless no layer is in two of these spans."""
     for (lower, one), (upper, other) in pairwise(sorted(spans)):
         if upper.start < lower.stop:
@@ -45,7 +47,7 @@ def require_apart(spans: Sequence[tuple[Span, str]]) -> None:
                 where=f"{one} and {other}",
                 expected="spans that share no layer",
                 got=f"{lower} and {upper}",
-                hint="take one of them; a layer holds one organ",
+                hint=hint,
             )
 
 

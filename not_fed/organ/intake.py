@@ -10,7 +10,7 @@ beside the new model, which may hold the organ and half a model; the next comman
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,9 +25,17 @@ from not_fed.errors import TrustError
 from not_fed.keys import Opener
 from not_fed.organ.checkpoint import Base
 from not_fed.organ.claims import check_claim
-from not_fed.organ.fit import Fit, check_fit
 from not_fed.organ.organ import organ_of, read_organ
-from not_fed.organ.transplant import NOTES, plan_transplant, record_transplant, write_transplant
+from not_fed.organ.transplant import (
+    NOTES,
+    Graft,
+    Replace,
+    Way,
+    fit_graft,
+    plan_transplant,
+    record_transplant,
+    write_transplant,
+)
 from not_fed.progress import Progress, silent
 from not_fed.trust.members import TrustedRoster
 
@@ -46,17 +54,17 @@ class IntakePlan:
     """What was verified, and where the organ would go; nothing was written.
 
     Attributes:
+        graft: the organ in its place, as far as its header tells.
         at: first layer of its place, or None for where it was cut.
-        replaced: the base's tensors that would be replaced.
     """
 
     delivery: Delivery
     verified: Verified
     base: Base = field(repr=False)
-    fit: Fit
+    way: Way
+    graft: Graft = field(repr=False)
     at: int | None
     accept_different_base: bool
-    replaced: Sequence[str]
     expect: Expectation
     roster: TrustedRoster = field(repr=False)
     opener: Opener = field(repr=False)
@@ -65,13 +73,15 @@ class IntakePlan:
 def plan_intake(
     delivery: Delivery, *, into: Callable[[], Base], opener: Opener, roster: TrustedRoster, now: datetime,
     expect: Expectation, seen: SeenWaybills, at: int | None = None, accept_different_base: bool = False,
+    way: Callable[[], Way] = Replace,
 ) -> IntakePlan:  # fmt: skip
     """Verify everything, and only then look for the base and check the fit.
 
     Args:
-        into: finds the base; called once the sealed organ is known to be trusted.
+        into, way: find the base, and how the organ is put in, which may have to find another base; called once the
+            sealed organ is known to be trusted.
     Raises:
-        all that `verify_sealed`, `check_claim` and `check_fit` raise; WaybillReplayed when it was taken in before.
+        all that `verify_sealed`, `check_claim` and `fit_graft` raise; WaybillReplayed when it was taken in before.
     Guarantees: nothing is written, whatever the outcome.
     Proved by: tests/journeys/test_import.py::test_saying_no_leaves_nothing_behind
     """
@@ -82,12 +92,11 @@ def plan_intake(
     assert verified.header is not None, "verified with a key"
     assert verified.passport is not None, "verified with a key"
     check_claim(verified.passport.dp)
-    organ, base = organ_of(verified.header, path=delivery.sealed), into()
-    fit = check_fit(organ, base=base, at=at, accept_different_base=accept_different_base)
-    names = base.span_names(fit.at)
+    organ, base, how = organ_of(verified.header, path=delivery.sealed), into(), way()
+    graft = fit_graft(organ, base=base, at=at, accept_different_base=accept_different_base, way=how)
     return IntakePlan(
-        delivery=delivery, verified=verified, base=base, fit=fit, at=at, accept_different_base=accept_different_base,
-        replaced=sorted(names[name] for name in organ.places), expect=expect, roster=roster, opener=opener,
+        delivery=delivery, verified=verified, base=base, way=how, graft=graft, at=at,
+        accept_different_base=accept_different_base, expect=expect, roster=roster, opener=opener,
     )  # fmt: skip
 
 
@@ -98,14 +107,15 @@ def apply_intake(
 
     Raises:
         ChangedSinceVerified: the file was replaced after the plan. WaybillReplayed: somebody else took it in
-        meanwhile. OutputExists, ChangedSincePlan, NoSpace.
+        meanwhile. OutputExists, ChangedSincePlan, NoSpace. Of a delta NothingLearned and DeltaOverflows, which
+            only the organ's own numbers can tell.
     """
     with ExitStack() as undo:
         with files.new_folder(out) as part:
             opened = _open(plan, part, now=now, seen=seen)
             organ = read_organ(opened.organ)
             transplant = plan_transplant(
-                organ=organ, base=plan.base, at=plan.at, accept_different_base=plan.accept_different_base
+                organ=organ, base=plan.base, at=plan.at, accept_different_base=plan.accept_different_base, way=plan.way
             )
             write_transplant(transplant, part, progress=progress)
             opened.organ.unlink()

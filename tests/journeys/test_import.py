@@ -16,7 +16,10 @@ from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import open_base
 from not_fed.organ.extract import extract
 from not_fed.organ.organ import read_organ
+from not_fed.organ.transplant import Delta, apply_transplant, plan_transplant
+from tests.support.commands import runner
 from tests.support.folders import save_base
+from tests.support.learnt import fine_tuned, learnt_organ
 from tests.support.tiny import tiny_llama
 
 PASSPHRASE = b"correct horse battery staple"
@@ -197,3 +200,30 @@ def test_a_policy_decides_for_every_way_in(world: Path, tmp_path: Path, policy: 
         assert not (world / "got.organ").exists()
     elif command == "verify":
         assert done["policy"] == ["authors", "max_age_days"]
+
+
+def test_a_strangers_organ_is_added_or_inserted_after_the_same_questions(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = runner(monkeypatch, capsys)
+    monkeypatch.chdir(made)
+    base = open_base(made / "base")
+    ours, sealed = fine_tuned(base, tmp_path / "ours"), tmp_path / "learnt.sealed"
+    learnt_organ(base, Span(1, 3), tmp_path / "learnt.organ")
+    assert typed("seal", tmp_path / "learnt.organ", "--to", "hub", "--identity", "clinic", "--roster", "R", *PW,
+                 "--out", sealed).code == 0  # fmt: skip
+    into = ("--identity", "hub", "--roster", "R", "--into", ours.folder, *PW, "--json")
+    inserted = typed("import", sealed, *into, "--mode", "insert", "--accept-different-base", "--dry-run").result
+    assert (inserted["mode"], inserted["start"], inserted["at"], inserted["replaced"]) == ("insert", "zero", [1, 3], [])
+    assert len(inserted["inserted"]) == len(base.span_names(Span(1, 3)))
+    delta = ("--mode", "delta", "--base", "base", "--scale", "0.5")
+    assert typed("import", "knee.sealed", *into, *delta, "--dry-run").error == "nothing-learned"  # by its manifest
+    assert typed("import", sealed, *into, "--scale", "0.5", "--dry-run").error == "usage"
+    done = typed("import", sealed, *into, *delta, "--out", tmp_path / "model", "--yes").result
+    assert (done["mode"], done["scale"], done["exact"]) == ("delta", 0.5, False)
+    way = Delta(origin=base, scale=0.5)
+    plan = plan_transplant(organ=read_organ(tmp_path / "learnt.organ"), base=ours, way=way)
+    expected = apply_transplant(plan, out=tmp_path / "expected")
+    assert open_base(tmp_path / "model").sha256 == open_base(expected).sha256
+    undone = typed("undo", tmp_path / "model", "--out", tmp_path / "back", "--json").result
+    assert undone["base_sha256"] == ours.sha256
