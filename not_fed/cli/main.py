@@ -25,8 +25,10 @@ from not_fed.cli import (
     log,
     organ,
     recall,
+    recover,
     roster,
     site,
+    sweep,
 )
 from not_fed.cli.output import report_error, say
 from not_fed.errors import NotFedError
@@ -43,7 +45,7 @@ app = typer.Typer(
 )
 groups = (
     demo, site, coordinator, federation, organ, evaluate, envelope, intake, keys, roster, recall, log, budget, audit,
-    attack, bench,
+    attack, bench, sweep, recover,
 )  # fmt: skip
 for group in groups:
     group.register(app)
