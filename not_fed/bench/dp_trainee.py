@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from not_fed.bench.organ import add_lora
+from not_fed.bench.learners import add_lora
 from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import Base
 from not_fed.organ.evaluate import perplexity_of
@@ -68,32 +69,49 @@ class Corpus:
 class Trainee:
     """One method on one model; `reset` puts back where it began, so many runs share one loaded model."""
 
-    def __init__(self, base: Base, *, method: MethodName, span: Span, rank: int, precision: Precision) -> None:
+    def __init__(
+        self, base: Base, *, method: MethodName, span: Span, rank: int, precision: Precision, frozen: str = ""
+    ) -> None:
         """Load the base, freeze it, and let the method's weights learn.
 
         Args:
             span: the organ's layers; the other methods learn in all layers.
             rank: LoRA's.
+            frozen: weights with this in their name stay as they are; "" is none.
         """
-        self.precision, self._base = precision, base
+        self.precision, self._base, self._frozen = precision, base, frozen
         where = span if method == "organ" else Span(0, base.layers)
         self.model: SplitModel = load_split(base, span=where)
         if method == "lora":
             add_lora(self.model.model, rank=rank)
             self.model.model.eval()
-        self._corpora: dict[str, Corpus] = {}
-        self.learning = self._learning(adapters=method == "lora")
+        self._adapters = method == "lora"
+        self._begin()
         self._began = {name: weight.detach().clone() for name, weight in self.learning.items()}
         self._lora_a = [name for name in self.learning if ".lora_A." in name]
-        self.engine = BookKeeping(self.model.span_layers)
         head: Tensor = self.model.head.weight  # type: ignore[assignment]
         self._head = head.detach().to(torch.bfloat16) if precision == "bfloat16" else head
 
-    def _learning(self, *, adapters: bool) -> dict[str, nn.Parameter]:
-        named = {name: weight for name, weight in self.model.parameters().items() if not adapters or ".lora_" in name}
+    def _begin(self) -> None:
+        """Let the span learn as it is now; what the frozen prefix made of texts before is forgotten."""
+        self._corpora: dict[str, Corpus] = {}
+        self.learning = self._learning()
+        self.engine = BookKeeping(self.model.span_layers)
+
+    def _learning(self) -> dict[str, nn.Parameter]:
+        named = {
+            name: weight
+            for name, weight in self.model.parameters().items()
+            if (not self._adapters or ".lora_" in name) and not (self._frozen and self._frozen in name)
+        }
         for weight in named.values():
             weight.requires_grad_()
         return named
+
+    def move_to(self, span: Span) -> None:
+        """Let another span learn; everything else stays as it is now. `reset` knows the first span only."""
+        self.model = SplitModel(self.model.model, family=self._base.family, span=span)
+        self._begin()
 
     @property
     def weights(self) -> int:
@@ -188,6 +206,12 @@ class Trainee:
 
     def perplexity(self, corpus: Corpus, members: Sequence[int]) -> dict[str, float]:
         """Held-out perplexity per token with its interval; the head in float32."""
+        predictions = np.array(corpus.data.predictions)[list(members)]
+        found = perplexity_of(self.loss_sums(corpus, members), predictions)
+        return {"value": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high}
+
+    def loss_sums(self, corpus: Corpus, members: Sequence[int]) -> NDArray[np.float64]:
+        """Each member's summed loss, nats; the head in float32."""
         predictions = corpus.data.predictions
         sums = np.zeros(len(predictions))
         head: Tensor = self.model.head.weight  # type: ignore[assignment]
@@ -200,8 +224,7 @@ class Trainee:
                 losses = token_losses(hidden.float(), head, targets).double()
                 for index, part in zip(micro, torch.split(losses, [predictions[i] for i in micro]), strict=True):
                     sums[index] = float(part.sum())
-        found = perplexity_of(sums[list(members)], np.array(predictions)[list(members)])
-        return {"value": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high}
+        return sums[list(members)]
 
 
 def _batches(corpus: Corpus, records: Sequence[int]) -> Iterator[list[int]]:

@@ -12,19 +12,18 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from not_fed import files
 from not_fed.bench.dp_settings import NAMES, Setting, Size
 from not_fed.bench.dp_texts import BenchTexts
 from not_fed.bench.dp_trainee import Corpus, MethodName, Recipe, Trainee
-from not_fed.bench.harness import machine
-from not_fed.errors import InputError
+from not_fed.bench.finished import Finished
+from not_fed.bench.harness import sweep
 from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import Base
 from not_fed.privacy.accounting import DpPlan, plan_dp
@@ -66,43 +65,6 @@ class Job:
         )
 
 
-class Finished:
-    """The JSON file of finished jobs."""
-
-    def __init__(self, path: Path, *, facts: dict[str, Any]) -> None:
-        """Open the file, or begin it.
-
-        Raises:
-            InputError: the file is of a run of another size.
-        """
-        self.path = path
-        self.content: dict[str, Any] = {**facts, "machine": machine(LIBRARIES), "clips": {}, "base": {}, "jobs": {}}
-        if path.exists():
-            found = json.loads(files.read_regular(path, max_bytes=1 << 24))
-            if any(found.get(name) != fact for name, fact in facts.items()):
-                raise InputError(
-                    where=str(path),
-                    expected="the result of a run of the same size, to go on with",
-                    got="one of another",
-                    hint="choose another --out, or delete the file",
-                )
-            self.content = found
-
-    def once(self, kind: str, key: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401  whatever JSON holds
-        """What `work` gave when it was first done; saved at once."""
-        if key not in self.content[kind]:
-            self.content[kind][key] = work()
-            self.add({})
-        return self.content[kind][key]
-
-    def add(self, more: dict[str, Any]) -> dict[str, Any]:
-        """Save, with these fields too."""
-        self.content |= more
-        text = json.dumps(self.content, indent=1).encode() + b"\n"
-        files.write_atomic(self.path, text, overwrite=True, mode=0o644)
-        return self.content
-
-
 def bench_utility(
     base: Base, *, texts: BenchTexts, span: Span, size: Size, out: Path, progress: Progress = silent
 ) -> dict[str, Any]:
@@ -119,7 +81,7 @@ def bench_utility(
         "records": size.records, "held_out": size.held_out, "rank": size.rank, "precision": size.precision,
         "source": texts.source,
     }  # fmt: skip
-    finished = Finished(out, facts=facts)
+    finished = Finished(out, facts=facts, kinds=("clips", "base", "jobs"), libraries=LIBRARIES)
     for method in _methods(size):
         runner = _Runner(base, method=method, texts=texts, span=span, size=size, finished=finished, progress=progress)
         for setting in size.settings:
@@ -216,24 +178,6 @@ class _Runner:
         members, _ = split(len(corpus.data.rows), held_out=self.size.held_out, seed=0)
         self.trainee.reset(seed=0)
         return float(f"{CLIP_SHARE * statistics.median(self.trainee.norms(corpus, members[:NORM_RECORDS])):.2g}")
-
-
-def sweep(score: Callable[[float], float], rates: Sequence[float], *, most: int) -> float:
-    """The rate with the lowest score; while that is an end of the range, the next one beyond it is tried too.
-
-    >>> sweep(lambda lr: abs(lr - 8), [1.0, 2.0], most=6)
-    8.0
-    """
-    found = {rate: score(rate) for rate in sorted(rates)}
-    while len(found) < most:
-        tried = sorted(found)
-        best = min(tried, key=lambda rate: found[rate])
-        if best not in (tried[0], tried[-1]):
-            break
-        inner = tried[1] if best == tried[0] else tried[-2]
-        following = float(f"{best * best / inner:.3g}")
-        found[following] = score(following)
-    return min(found, key=lambda rate: found[rate])
 
 
 def plan_for(job: Job, *, records: int) -> DpPlan:

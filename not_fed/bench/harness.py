@@ -18,7 +18,7 @@ LIBRARIES = ("not-fed", "torch", "transformers", "peft", "opacus", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Wall seconds of repeated work."""
+    """Seconds of repeated work."""
 
     median: float
     low: float
@@ -33,16 +33,40 @@ class Times:
         return f"{self.median:.2f} s ({self.low:.2f} to {self.high:.2f})"
 
 
-def interleaved(work: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, Times]:
-    """Time several pieces of work in turns, so that a slow minute of the machine hits all of them; one warm-up each."""
+def interleaved(
+    work: Mapping[str, Callable[[], object]], *, repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Times]:
+    """Time several pieces of work in turns, so that a slow minute of the machine hits all of them; one warm-up each.
+
+    Args:
+        clock: what counts as time; `time.process_time` for CPU seconds of all threads.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(repeats + 1):
         for name, run in work.items():
-            started = time.perf_counter()
+            started = clock()
             run()
             if turn:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return {name: Times.of(measured) for name, measured in seconds.items()}
+
+
+def sweep(score: Callable[[float], float], rates: Sequence[float], *, most: int) -> float:
+    """The rate with the lowest score; while that is an end of the range, the next one beyond it is tried too.
+
+    >>> sweep(lambda lr: abs(lr - 8), [1.0, 2.0], most=6)
+    8.0
+    """
+    found = {rate: score(rate) for rate in sorted(rates)}
+    while len(found) < most:
+        tried = sorted(found)
+        best = min(tried, key=lambda rate: found[rate])
+        if best not in (tried[0], tried[-1]):
+            break
+        inner = tried[1] if best == tried[0] else tried[-2]
+        following = float(f"{best * best / inner:.3g}")
+        found[following] = score(following)
+    return min(found, key=lambda rate: found[rate])
 
 
 def matmul_gflops(size: int = 1024, repeats: int = 20) -> float:

@@ -1,341 +1,366 @@
-"""An organ beside its peers: LoRA on every linear layer, and full fine-tuning; same records, same packed batches.
+"""Organs beside their peers: what they read after equal tokens, and what that costs in time, bytes and memory.
 
-Two questions, one run: how long a step takes (in turns, so that the machine's noise hits all alike), and how
-well the model reads held-out records after equal tokens (each method in a process of its own, for its own peak memory).
-Peers get their best learning rate of a sweep; so does the organ.
+Every method gets the same records in the same packed batches, its own best learning rate of a sweep (chosen on
+validation records with seed 0; a sweep goes on while its best rate is an end of it), and runs of several lengths, each
+with warm-up and decay of its own. A run is a process of its own, for its own peak memory. Seconds are CPU seconds of a
+step, timed for all methods in turns, times the number of steps: so the machine's other work does not decide.
+Finished runs stand in a JSON file; the same command goes on with it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from not_fed.bench.harness import Times, interleaved, machine, matmul_gflops, peak_memory_mb
+from not_fed import canonical
+from not_fed.bench.finished import Finished
+from not_fed.bench.harness import Times, interleaved, matmul_gflops, peak_memory_mb, sweep
+from not_fed.bench.learners import Learner, Method, adamw, teach
+from not_fed.bench.organ_texts import Texts
 from not_fed.errors import InputError
-from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import Base, open_base
-from not_fed.organ.evaluate import perplexity_of
-from not_fed.organ.head_loss import token_losses
-from not_fed.organ.layout import Layout, packable
-from not_fed.organ.prefix import PrefixCache, TokenisedRecords, compute_prefix, tokenise
-from not_fed.organ.split import SplitModel, load_split, load_tokenizer
-from not_fed.organ.steps import BETAS, plan_batches
+from not_fed.organ.prefix import TokenisedRecords, tokenise
+from not_fed.organ.split import load_tokenizer
+from not_fed.organ.steps import plan_batches
 from not_fed.progress import Progress, silent
 
-SCHEMA = "not-fed/bench-organ/1"
-COLUMNS = (
-    "method",
-    "learns",
-    "step",
-    "of full",
-    "prefix, once",
-    "perplexity (95 %)",
-    "over seeds",
-    "rate, of tried",
-    "all steps",
-    "peak",
-)
-LORA_RANK = 16
-BATCH_TOKENS = 1024
-MICRO_TOKENS = 2048
-GRADIENT_NORM = 1.0
-WARMUP = 0.1
+SCHEMA = "not-fed/bench-organ/2"
+BYTES = 4  # of a number that travels: float32, as in the base
+MAX_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How much of it: steps of 1,024 tokens, the learning rates tried for each method, seeds."""
+    """How much of it.
 
-    steps: int
-    repeats: int
+    Attributes:
+        steps: lengths of the runs; the sweep is made at `sweep_steps`, which is one of them.
+        seeds: of the order of records and LoRA's start, at `sweep_steps`; the other lengths are run with the first.
+        most_rates: how many a sweep may try.
+        repeats: turns of the timing.
+    """
+
+    batch_tokens: int
+    steps: tuple[int, ...]
+    sweep_steps: int
     seeds: tuple[int, ...]
-    rates: dict[str, tuple[float, ...]]
+    most_rates: int
+    repeats: int
 
 
-QUICK = Size(steps=12, repeats=3, seeds=(0,), rates={"organ": (2e-3, 4e-3), "lora": (1e-3, 3e-3), "full": (1e-4, 3e-4)})
-FULL = Size(
-    steps=64,
-    repeats=7,
-    seeds=(0, 1, 2),
-    rates={"organ": (1e-3, 2e-3, 4e-3), "lora": (5e-4, 1e-3, 3e-3, 6e-3), "full": (5e-5, 1e-4, 3e-4, 6e-4)},
-)
+QUICK = Size(batch_tokens=512, steps=(8,), sweep_steps=8, seeds=(0,), most_rates=2, repeats=3)
+FULL = Size(batch_tokens=512, steps=(16, 32, 64), sweep_steps=32, seeds=(0, 1, 2), most_rates=5, repeats=7)
+
+
+def methods_for(layers: int, *, quick: bool) -> list[Method]:
+    """What is compared on a model of so many layers: spans from small to whole, spans in turn, and the peers."""
+    third, three = max(1, layers // 3), min(3, max(1, layers // 3))
+    cuts = sorted({layers, layers - third, max(0, layers - 2 * third), 0})
+    thirds = tuple(pairwise(cuts))[::-1]
+    four = tuple((start, start + three) for start in _spread(layers, three))
+    methods = [
+        Method(kind="organ", spans=thirds[:1]),
+        Method(kind="lora", rank=16),
+        Method(kind="organ", spans=((0, layers),)),
+        Method(kind="full"),
+        Method(kind="organ", spans=((layers - three, layers),)),
+        Method(kind="organ", spans=four),
+        Method(kind="organ", spans=thirds),
+        Method(kind="lora", rank=64),
+        Method(kind="norms"),
+    ]
+    return list(dict.fromkeys(methods[:5] if quick else methods))  # a shallow model has fewer spans
+
+
+def _spread(layers: int, length: int) -> list[int]:
+    """Starts of up to four spans over the depth, the last first; a shallow model has room for fewer.
+
+    >>> _spread(30, 3)
+    [26, 18, 10, 2]
+    """
+    wished = (round(layers * share) - length // 2 for share in (0.9, 0.633, 0.367, 0.1))
+    return sorted({min(max(start, 0), layers - length) for start in wished}, reverse=True)
+
+
+def first_rates(method: Method, *, layers: int) -> tuple[float, ...]:
+    """What a sweep begins with: the more full weights learn at once, the lower."""
+    peers = {"lora": (2e-3, 4e-3), "full": (3e-4, 6e-4), "norms": (5e-3, 1e-2)}
+    if method.kind != "organ":
+        return peers[method.kind]
+    share = max(stop - start for start, stop in method.spans) / layers
+    return (1e-3, 2e-3) if share < 0.2 else (7e-4, 1.4e-3) if share < 0.5 else (3e-4, 6e-4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One method at one setting, small enough to send to another process."""
+    """One training run, named by all that it depends on besides the file's facts."""
 
-    method: str
-    span: tuple[int, int]
+    method: Method
     lr: float
     seed: int
     steps: int
-    base: Path
-    train: tuple[str, ...]
-    held_out: tuple[str, ...]
 
     @property
-    def name(self) -> str:
-        """How the table calls it."""
-        names = {"lora": f"LoRA r={LORA_RANK}, all linear layers (PEFT)", "full": "full fine-tuning"}
-        return names.get(self.method) or f"organ {self.span[0]}:{self.span[1]}"
+    def key(self) -> str:
+        """The same for the same job in a later run of the command."""
+        return json.dumps(asdict(self), sort_keys=True)
 
 
-class Trainee:
-    """A model set up for one method; every method steps on the same packed batches with the same optimiser."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """A job with what another process needs for it."""
 
-    def __init__(self, job: Job) -> None:
-        base: Base = open_base(job.base)
-        self.job, self.head_learns = job, job.method == "full"
-        self.cut: SplitModel = load_split(base, span=Span(*job.span))
-        self.data = tokenise(load_tokenizer(base), job.train, max_tokens=512)
-        self.prefix_seconds = 0.0
-        self._cache: PrefixCache | None = None
-        self.parameters = self._set_up()
-        decay = 0.01 if job.method == "organ" else 0.0
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=job.lr, betas=BETAS, weight_decay=decay, fused=True)
-
-    def _set_up(self) -> list[nn.Parameter]:
-        if self.job.method == "organ":
-            started = time.perf_counter()
-            self._cache = compute_prefix(self.cut, self.data, key="", micro_tokens=MICRO_TOKENS, store=None)
-            self.prefix_seconds = time.perf_counter() - started
-            for parameter in self.cut.parameters().values():
-                parameter.requires_grad_()
-            return list(self.cut.parameters().values())
-        if self.job.method == "lora":
-            return add_lora(self.cut.model, rank=LORA_RANK)
-        self.cut.model.requires_grad_()
-        return list(self.cut.model.parameters())
-
-    def step(self, batch: Sequence[int], *, number: int, steps: int) -> float:
-        """One optimiser step on some records; returns the mean loss per token."""
-        warm = max(1, round(WARMUP * steps))
-        factor = (number + 1) / warm if number < warm else (steps - number) / max(1, steps - warm)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.job.lr * factor
-        total, loss_sum = sum(self.data.predictions[i] for i in batch), 0.0
-        for micro in packable(batch, self.data.predictions, max_tokens=MICRO_TOKENS):
-            loss = self._losses(self.data, micro, cached=True).sum() / total
-            loss.backward()  # type: ignore[no-untyped-call]
-            loss_sum += float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        return loss_sum
-
-    def perplexity(self, held_out: TokenisedRecords) -> dict[str, float]:
-        """Perplexity on held-out records with its interval."""
-        sums = np.zeros(len(held_out.rows))
-        with torch.no_grad():
-            for micro in packable(range(len(sums)), held_out.predictions, max_tokens=MICRO_TOKENS):
-                layout_losses = torch.split(
-                    self._losses(held_out, micro, cached=False), [held_out.predictions[i] for i in micro]
-                )
-                for index, losses in zip(micro, layout_losses, strict=True):
-                    sums[index] = float(losses.double().sum())
-        found = perplexity_of(sums, np.array(held_out.predictions))
-        return {"value": found.value, "ci_low": found.ci_low, "ci_high": found.ci_high}
-
-    def _losses(self, data: TokenisedRecords, micro: Sequence[int], *, cached: bool) -> Tensor:
-        layout = self.cut.pack([data.inputs(i) for i in micro])
-        targets = torch.cat([data.targets(i) for i in micro])
-        if cached and self._cache is not None:
-            return self.cut.losses(layout.scatter(self._cache.rows(micro)), layout, targets)
-        hidden, head = layout.gather(self._whole(layout)), self.cut.head
-        if self.head_learns:
-            return nn.functional.cross_entropy(head(hidden), targets, reduction="none")
-        weight: Tensor = head.weight  # type: ignore[assignment]
-        return token_losses(hidden, weight, targets)
-
-    def _whole(self, layout: Layout) -> Tensor:
-        inner: nn.Module = self.cut.model.base_model  # type: ignore[assignment]
-        return inner(input_ids=layout.tokens, position_ids=layout.positions, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+    base: Path
+    texts: Texts
+    batch_tokens: int
 
 
 def bench_organ(
-    base: Base,
-    *,
-    train: Sequence[str],
-    held_out: Sequence[str],
-    spans: Sequence[Span],
-    size: Size,
-    progress: Progress = silent,
+    base: Base, *, texts: Texts, methods: Sequence[Method], size: Size, out: Path, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Run the comparison.
+    """Run what is left of the comparison.
 
     Args:
-        train, held_out: records; the same for every method.
-        spans: the organs to compare.
+        out: the JSON file of finished runs; begun, or gone on with.
     Returns:
-        a JSON object: machine, step times in turns, and perplexity after equal tokens at each method's best rate.
+        the file's object with `rows` (one for each method and length) and `budgets` added.
     """
-    methods = [("organ", (span.start, span.stop)) for span in spans] + [("lora", (0, 1)), ("full", (0, 1))]
+    digest = hashlib.sha256(canonical.dumps([texts.train, texts.validation, texts.test])).hexdigest()
+    facts = {
+        "schema": SCHEMA, "base_sha256": base.sha256, "layers": base.layers, "texts": texts.name,
+        "texts_sha256": digest, "source": texts.source, "records": len(texts.train), "test_records": len(texts.test),
+        "batch_tokens": size.batch_tokens, "precision": "bfloat16",
+    }  # fmt: skip
+    finished = Finished(out, facts=facts, kinds=("times", "base", "jobs", "rates"))
+    runner = _Runner(_Work(base=base.folder, texts=texts, batch_tokens=size.batch_tokens), size, finished, progress)
+    runner.untrained()
+    for method in methods:
+        for seed in size.seeds:
+            runner.lengths(method, seed=seed)
+    runner.times(methods)
+    return finished.add(summary(finished.content, methods, size))
 
-    def job(method: str, span: tuple[int, int], lr: float, seed: int) -> Job:
-        return Job(
-            method=method,
-            span=span,
-            lr=lr,
-            seed=seed,
-            steps=size.steps,
-            base=base.folder,
-            train=tuple(train),
-            held_out=tuple(held_out),
+
+class _Runner:
+    """Does each job once, in a process of its own."""
+
+    def __init__(self, work: _Work, size: Size, finished: Finished, progress: Progress) -> None:
+        self.work, self.size, self.finished, self.progress = work, size, finished, progress
+        self.layers: int = finished.content["layers"]
+
+    def untrained(self) -> None:
+        """The base's own perplexity."""
+        self.finished.once("base", "test", lambda: _alone(_measure_base, self.work))
+
+    def times(self, methods: Sequence[Method]) -> None:
+        """CPU seconds of a step, in turns."""
+        self.progress("timing", done=0, total=1)
+        found = self.finished.once(
+            "times",
+            json.dumps([[method.name for method in methods], self.size.repeats]),
+            lambda: _alone(_time_steps, self.work, tuple(methods), self.size.repeats),
         )
+        self.finished.add({"step_cpu_seconds": {**self.finished.content.get("step_cpu_seconds", {}), **found}})
 
-    gflops = matmul_gflops()
-    times = _time_steps([job(method, span, size.rates[method][0], 0) for method, span in methods], repeats=size.repeats)
-    runs: list[dict[str, Any]] = []
-    jobs = [job(method, span, lr, seed) for method, span in methods for lr in size.rates[method] for seed in size.seeds]
-    for number, item in enumerate(jobs, start=1):
-        runs.append(_alone(item))
-        progress("equal tokens", done=number, total=len(jobs), note=f"{item.name} at {item.lr:g}")
-    names = [job(method, span, 0.0, 0).name for method, span in methods]
-    full = times["full fine-tuning"].median
-    rows = [_row(name, [run for run in runs if run["name"] == name], times[name], full=full) for name in names]
+    def rate(self, method: Method) -> float:
+        """The best learning rate of a sweep, by validation records with the first seed."""
+
+        def score(lr: float) -> float:
+            job = Job(method=method, lr=lr, seed=self.size.seeds[0], steps=self.size.sweep_steps)
+            return float(self.run(job)["validation"]["value"])
+
+        found = sweep(score, first_rates(method, layers=self.layers), most=self.size.most_rates)
+        self.finished.content["rates"][method.name] = found
+        return found
+
+    def lengths(self, method: Method, *, seed: int) -> None:
+        """Runs of all lengths with the first seed, of the sweep's length with the others."""
+        lr = self.rate(method)
+        for steps in self.size.steps if seed == self.size.seeds[0] else (self.size.sweep_steps,):
+            self.run(Job(method=method, lr=lr, seed=seed, steps=steps))
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """A job's result, from the file if it is done."""
+        done, note = len(self.finished.content["jobs"]), f"{job.method.name}, {job.lr:g}, {job.steps} steps"
+        self.progress("runs", done=done, total=done + 1, note=note)
+        result: dict[str, Any] = self.finished.once("jobs", job.key, lambda: _alone(train_alone, self.work, job))
+        return result
+
+
+def train_alone(work: _Work, job: Job) -> dict[str, Any]:
+    """Train one method and measure it; meant for a process of its own."""
+    base = open_base(work.base)
+    data, validation, test = (
+        _tokens(base, texts) for texts in (work.texts.train, work.texts.validation, work.texts.test)
+    )
+    batches = batches_for(data, steps=job.steps, batch_tokens=work.batch_tokens, seed=job.seed)
+    learner = Learner(base, job.method, seed=job.seed)
+    started, cpu = time.perf_counter(), time.process_time()
+    curve = teach(learner, data, batches, lr=job.lr)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    peak = peak_memory_mb()
     return {
-        "schema": SCHEMA,
-        "machine": machine() | {"matmul_gflops": round(gflops, 1)},
-        "base_sha256": base.sha256,
-        "batch_tokens": BATCH_TOKENS,
-        "steps": size.steps,
-        "seeds": list(size.seeds),
-        "records": len(train),
-        "base_perplexity": runs[0]["before"],
-        "rows": rows,
-        "runs": runs,
-    }
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result as a Markdown table, for people and for docs/benchmarks.md."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    for row in result["rows"]:
-        best, found = row["best"], row["best"]["perplexity"]
-        cells = (
-            row["name"],
-            f"{row['parameters'] / 1e6:.2f} M",
-            str(Times(**row["step_seconds"])),
-            f"{row['ratio_to_full']:.2f}",
-            f"{best['prefix_seconds']:.0f} s",
-            f"**{found['value']:.1f}** ({found['ci_low']:.1f} to {found['ci_high']:.1f})",
-            f"{row['spread'][0]:.1f} to {row['spread'][1]:.1f}",
-            f"{best['lr']:g} of {', '.join(f'{lr:g}' for lr in row['tried'])}",
-            f"{best['seconds']:.0f} s",
-            f"{best['peak_mb'] or 0:,.0f} MiB",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def train_alone(job: Job) -> dict[str, Any]:
-    """Train one method for its steps and measure it; meant for a process of its own."""
-    trainee = Trainee(job)
-    held_out = tokenise(load_tokenizer(open_base(job.base)), job.held_out, max_tokens=512)
-    before = trainee.perplexity(held_out)
-    started = time.perf_counter()
-    batches = batches_for(trainee.data, steps=job.steps, seed=job.seed)
-    losses = [trainee.step(batch, number=number, steps=job.steps) for number, batch in enumerate(batches)]
-    seconds = time.perf_counter() - started + trainee.prefix_seconds
-    return {
-        "name": job.name,
-        "method": job.method,
+        "name": job.method.name,
         "lr": job.lr,
         "seed": job.seed,
+        "steps": job.steps,
+        "tokens": sum(data.predictions[i] for batch in batches for i in batch),
         "seconds": round(seconds, 2),
-        "prefix_seconds": round(trainee.prefix_seconds, 2),
-        "parameters": sum(p.numel() for p in trainee.parameters),
-        "loss_first": losses[0],
-        "loss_last": losses[-1],
-        "before": before,
-        "perplexity": trainee.perplexity(held_out),
-        "peak_mb": peak_memory_mb(),
+        "cpu_seconds": round(cpu, 2),
+        "peak_mb": peak,
+        "learns": learner.learns(),
+        "loss_first": curve[0],
+        "loss_last": curve[-1],
+        "validation": learner.perplexity(validation, bfloat16=True),
+        "perplexity": learner.perplexity(test),
     }
 
 
-def batches_for(data: TokenisedRecords, *, steps: int, seed: int) -> list[list[int]]:
-    """The first `steps` batches of as many epochs as that takes."""
-    per_epoch = max(1, sum(data.predictions) // BATCH_TOKENS)
-    batches = plan_batches(data.predictions, epochs=steps // per_epoch + 1, batch_tokens=BATCH_TOKENS, seed=seed)
+def _measure_base(work: _Work) -> dict[str, float]:
+    base = open_base(work.base)
+    return Learner(base, Method(kind="norms")).perplexity(_tokens(base, work.texts.test))
+
+
+def _tokens(base: Base, texts: Sequence[str]) -> TokenisedRecords:
+    return tokenise(load_tokenizer(base), texts, max_tokens=MAX_TOKENS)
+
+
+def batches_for(data: TokenisedRecords, *, steps: int, batch_tokens: int, seed: int) -> list[list[int]]:
+    """The first `steps` batches of one pass in the seed's order.
+
+    Raises:
+        InputError: there are fewer: no record is seen twice.
+    """
+    batches = plan_batches(data.predictions, epochs=1, batch_tokens=batch_tokens, seed=seed)
     if len(batches) < steps:
         raise InputError(
-            where="bench organ", expected=f"records for {steps} steps", got=f"{len(batches)}", hint="give more records"
-        )
+            where="bench organ", expected=f"records for {steps} steps", got=f"for {len(batches)}",
+            hint="give more records",
+        )  # fmt: skip
     return batches[:steps]
 
 
-def _time_steps(jobs: Sequence[Job], *, repeats: int) -> dict[str, Times]:
-    trainees = {job.name: Trainee(job) for job in jobs}
-    first = next(iter(trainees.values()))
-    batch = batches_for(first.data, steps=1, seed=0)[0]
-    return interleaved({name: _stepper(trainee, batch) for name, trainee in trainees.items()}, repeats=repeats)
+def _time_steps(work: _Work, methods: Sequence[Method], repeats: int) -> dict[str, Any]:
+    """CPU seconds of each method's step on one batch, all stages of it, in turns; and the machine's rate meanwhile."""
+    base = open_base(work.base)
+    data = _tokens(base, work.texts.train)
+    batch = batches_for(data, steps=1, batch_tokens=work.batch_tokens, seed=0)[0]
+    steppers: dict[str, Callable[[], object]] = {}
+    for method in methods:
+        learner = Learner(base, method)
+        for stage in range(learner.stages):
+            steppers[f"{method.name} / {stage}"] = _stepper(learner, data, batch, stage)
+    times = interleaved(steppers, repeats=repeats, clock=time.process_time)
+    found: dict[str, Any] = {}
+    for method in methods:
+        parts = [times[name] for name in times if name.rpartition(" / ")[0] == method.name]
+        found[method.name] = asdict(
+            Times(
+                *(statistics.mean(values) for values in zip(*[(t.median, t.low, t.high) for t in parts], strict=True))
+            )
+        )
+    return found | {"matmul_gflops": round(matmul_gflops(), 1)}
 
 
-def _stepper(trainee: Trainee, batch: Sequence[int]) -> Callable[[], float]:
-    return lambda: trainee.step(batch, number=0, steps=1)
+def _stepper(learner: Learner, data: TokenisedRecords, batch: Sequence[int], stage: int) -> Callable[[], object]:
+    """One whole step. The optimiser's state is made once: what a step costs is not what a first step costs."""
+    optimisers: dict[int, Any] = {}
+
+    def step() -> None:
+        learning = learner.learn_in(stage)
+        if stage not in optimisers:
+            optimisers[stage] = adamw(learner.method, learning, lr=0.0)
+        learner.take(data, batch, learning)
+        optimisers[stage].step()
+        optimisers[stage].zero_grad(set_to_none=True)
+
+    return step
 
 
-def _alone(job: Job) -> dict[str, Any]:
+def _alone(work: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401  whatever JSON holds
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(train_alone, (job,))
+        return pool.apply(work, arguments)
 
 
-def _row(name: str, runs: Sequence[dict[str, Any]], times: Times, *, full: float) -> dict[str, Any]:
-    rates = sorted({run["lr"] for run in runs})
-
-    def mean(lr: float) -> float:
-        return float(np.mean([run["perplexity"]["value"] for run in runs if run["lr"] == lr]))
-
-    chosen = min(rates, key=mean)
-    seeds = [run for run in runs if run["lr"] == chosen]
-    values = [run["perplexity"]["value"] for run in seeds]
-    return {
-        "name": name,
-        "parameters": seeds[0]["parameters"],
-        "step_seconds": asdict(times),
-        "ratio_to_full": times.median / full,
-        "tried": rates,
-        "best": seeds[0],
-        "spread": [min(values), max(values)],
-    }
+def summary(content: Mapping[str, Any], methods: Sequence[Method], size: Size) -> dict[str, Any]:
+    """What follows from the finished runs; where some are missing, from those that are there."""
+    rows = list(_rows(content, methods, size))
+    return {"rows": rows, "budgets": budgets(rows)}
 
 
-def add_lora(model: nn.Module, *, rank: int) -> list[nn.Parameter]:
-    """PEFT's LoRA on every linear layer but the head, alpha twice the rank, no dropout; returns what learns.
+def _rows(content: Mapping[str, Any], methods: Sequence[Method], size: Size) -> Iterator[dict[str, Any]]:
+    jobs = list(content["jobs"].values())
+    for method in methods:
+        mine = [job for job in jobs if job["name"] == method.name]
+        lr = content["rates"].get(method.name)
+        step = content["step_cpu_seconds"][method.name]
+        for steps in size.steps:
+            runs = [job for job in mine if job["steps"] == steps and job["lr"] == lr]
+            if not runs:
+                continue
+            values = [run["perplexity"]["value"] for run in runs]
+            first = min(runs, key=lambda run: run["seed"])
+            yield {
+                "name": method.name, "kind": method.kind, "steps": steps, "tokens": first["tokens"], "lr": lr,
+                "tried": sorted({job["lr"] for job in mine}), "seeds": sorted(run["seed"] for run in runs),
+                "perplexity": statistics.mean(values), "spread": [min(values), max(values)],
+                "interval": [first["perplexity"]["ci_low"], first["perplexity"]["ci_high"]],
+                "step_cpu_seconds": step, "cpu_seconds": steps * step["median"],
+                "bytes": first["learns"] * BYTES, "peak_mb": max(run["peak_mb"] or 0 for run in runs),
+            }  # fmt: skip
 
-    Raises:
-        InputError: peft is not installed.
+
+def budgets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """At the time that each run of LoRA took: the best LoRA that is done by then, and the best organ.
+
+    A budget that no organ meets has `organ` null.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise InputError(
-            where="benchmark",
-            expected="peft, the peer to compare with",
-            got="not installed",
-            hint="pip install 'not-fed[bench]'",
-        ) from None
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_linear_names(model), lora_dropout=0.0)
-    inject_adapter_in_model(config, model)
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = []
+    peers = [row for row in rows if row["kind"] == "lora"]
+    for limit in sorted({row["cpu_seconds"] for row in peers}):
+        best: dict[str, Any] = {"cpu_seconds": limit}
+        for kind in ("lora", "organ"):
+            done = [row for row in rows if row["kind"] == kind and row["cpu_seconds"] <= limit * (1 + 1e-9)]
+            row = min(done, key=lambda row: row["perplexity"], default=None)
+            best[kind] = row and {key: row[key] for key in ("name", "steps", "perplexity", "cpu_seconds")}
+        found.append(best)
+    return found
 
 
-def _linear_names(model: nn.Module) -> list[str]:
-    """PEFT's all-linear: every linear layer but the head."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    return sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and module is not head
-        }
-    )
+COLUMNS = (
+    "method", "travels", "step, CPU", "of full", "steps", "CPU", "perplexity", "over seeds", "95 % of one",
+    "rate, of tried", "peak",
+)  # fmt: skip
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as Markdown tables, for people and for docs/benchmarks.md."""
+    full = next((row["step_cpu_seconds"]["median"] for row in result["rows"] if row["kind"] == "full"), None)
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for row in result["rows"]:
+        step, (low, high) = row["step_cpu_seconds"], row["spread"]
+        cells = (
+            row["name"], f"{row['bytes'] / 1e6:,.0f} MB", str(Times(**step)),
+            f"{step['median'] / full:.2f}" if full else "", str(row["steps"]), f"{row['cpu_seconds']:.0f} s",
+            f"**{row['perplexity']:.1f}**", f"{low:.1f} to {high:.1f} ({len(row['seeds'])})",
+            "{:.1f} to {:.1f}".format(*row["interval"]),
+            f"{row['lr']:g} of {', '.join(f'{lr:g}' for lr in row['tried'])}", f"{row['peak_mb']:,.0f} MiB",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| CPU budget | best LoRA by then | best organ by then |", "|---|---|---|"]
+    for budget in result["budgets"]:
+        told = [_told(budget[kind]) for kind in ("lora", "organ")]
+        lines.append(f"| {budget['cpu_seconds']:.0f} s | {told[0]} | {told[1]} |")
+    return "\n".join(lines)
+
+
+def _told(best: Mapping[str, Any] | None) -> str:
+    return "none" if best is None else f"**{best['perplexity']:.1f}**: {best['name']}, {best['steps']} steps"

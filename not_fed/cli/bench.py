@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,8 +14,17 @@ from not_fed.cli.output import AsJson, say
 from not_fed.cli.progress import shown
 from not_fed.errors import UsageError
 
-SPANS = ("20:23", "26:29")
-RECORDS = {True: (360, 60), False: (900, 120)}  # quick or not: for training, held out
+if TYPE_CHECKING:
+    from not_fed.bench.organ_texts import Texts
+    from not_fed.progress import Progress
+
+
+class CorpusName(StrEnum):
+    """Texts that come with not-fed."""
+
+    MEDICINE = "medicine"
+    LAW = "law"
+
 
 group = typer.Typer(no_args_is_help=True, help="Compare with the peers, in one run on this machine.")
 
@@ -31,51 +42,85 @@ def bench() -> None:
 @group.command("organ")
 def organ_command(
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer steps, rates and one seed: about ten minutes on 2 cores.")
+        bool, typer.Option("--quick", help="Few steps, two rates and one seed: about ten minutes on 2 cores.")
     ] = False,
     base: Annotated[str, typer.Option("--base", help="Model folder, hub id, or smollm2-135m.")] = "smollm2-135m",
-    spans: Annotated[list[str] | None, typer.Option("--span", help="Organs to compare; may be repeated.")] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Records to train on. [default: the demo's neurology]")
-    ] = None,
+    corpus: Annotated[CorpusName, typer.Option("--corpus", help="Texts that come with not-fed.")] = CorpusName.MEDICINE,
+    data: Annotated[Path | None, typer.Option("--data", help="Records to train on, instead of --corpus.")] = None,
     held_out: Annotated[
         Path | None, typer.Option("--held-out", help="Records to measure on; goes with --data.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON object here.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="JSON file of finished runs; a run that was stopped goes on with it. [default: a temporary one]",
+        ),
+    ] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="Also draw perplexity against cost (.png).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """An organ beside LoRA and full fine-tuning: seconds a step, and perplexity after equal tokens."""
-    import sys
+    """Organs beside LoRA and full fine-tuning: perplexity after equal tokens and in equal time, bytes and memory."""
+    import tempfile
 
-    from not_fed import files
-    from not_fed.bench.organ import FULL, QUICK, bench_organ, table
-    from not_fed.organ.anatomy import Span
-    from not_fed.organ.data import read_records
+    from not_fed.bench.organ import FULL, QUICK, bench_organ, methods_for, table
+    from not_fed.bench.organ_picture import conclusion, organ_picture
     from not_fed.resources.bases import find_base
-    from not_fed.resources.hpo import hospital_texts
+
+    with shown() as progress, tempfile.TemporaryDirectory() as scratch:
+        texts = _organ_texts(corpus, data, held_out, progress=progress)
+        found = find_base(base, progress=progress)
+        result = bench_organ(
+            found, texts=texts, methods=methods_for(found.layers, quick=quick), size=QUICK if quick else FULL,
+            out=out or Path(scratch) / "bench.json", progress=progress,
+        )  # fmt: skip
+    if picture is not None:
+        organ_picture(result, out=picture)
+    sys.stdout.write((json.dumps(result) if as_json else table(result)) + "\n")
+    say(conclusion(result))
+
+
+@group.command("federated")
+def federated_command(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few records, rates and steps, without epsilon: about ten minutes.")
+    ] = False,
+    base: Annotated[str, typer.Option("--base", help="Model folder, hub id, or smollm2-135m.")] = "smollm2-135m",
+    corpus: Annotated[CorpusName, typer.Option("--corpus", help="Texts that come with not-fed.")] = CorpusName.MEDICINE,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="JSON file of finished runs; a run that was stopped goes on with it. [default: a temporary one]",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Three sites: the organs' mean beside LoRA's (naive, FFA, FedEx), each site alone, and pooled records."""
+    import tempfile
+
+    from not_fed.bench.federated import FULL, QUICK, bench_federated, table
+    from not_fed.bench.organ_texts import of_corpus
+    from not_fed.resources.bases import find_base
+
+    with shown() as progress, tempfile.TemporaryDirectory() as scratch:
+        result = bench_federated(
+            find_base(base, progress=progress), sites=of_corpus(corpus.value, progress=progress),
+            size=QUICK if quick else FULL, out=out or Path(scratch) / "bench.json", progress=progress,
+        )  # fmt: skip
+    sys.stdout.write((json.dumps(result) if as_json else table(result)) + "\n")
+
+
+def _organ_texts(corpus: CorpusName, data: Path | None, held_out: Path | None, *, progress: Progress) -> Texts:
+    """The records of a comparison: a corpus of ours, all sites pooled, or two files."""
+    from not_fed.bench.organ_texts import of_corpus, pooled, split_texts
+    from not_fed.organ.data import read_records
 
     if (data is None) != (held_out is None):
-        raise UsageError(
-            where="bench organ", expected="--data together with --held-out", got="one of them", hint="give both"
-        )
-    with shown() as progress:
-        if data is None or held_out is None:
-            records, measured_on = RECORDS[quick]
-            texts = hospital_texts(progress, records_per_site=records, held_out=measured_on)["neurology"]
-            data, held_out = texts.train, texts.held_out
-        result = bench_organ(
-            find_base(base, progress=progress),
-            train=read_records(data),
-            held_out=read_records(held_out),
-            spans=[Span.parse(span) for span in spans or SPANS],
-            size=QUICK if quick else FULL,
-            progress=progress,
-        )
-    if out is not None:
-        files.write_atomic(out, json.dumps(result, indent=1).encode() + b"\n", overwrite=True, mode=0o644)
-    sys.stdout.write((json.dumps(result) if as_json else table(result)) + "\n")
-    facts = result["machine"]
-    say(f"base perplexity {result['base_perplexity']['value']:.1f}; {facts['cpu']}, {facts['threads']} threads")
+        raise UsageError(where="bench", expected="--data together with --held-out", got="one of them", hint="give both")
+    if data is None or held_out is None:
+        return pooled(corpus.value, of_corpus(corpus.value, progress=progress))
+    return split_texts(data.name, train=read_records(data), held_out=read_records(held_out), source=data.name)
 
 
 @group.command("crypto")
@@ -88,8 +133,6 @@ def crypto_command(
     as_json: AsJson = False,
 ) -> None:
     """Sealing and opening beside age, secretstream and model-signing: CPU seconds over those of SHA-256, and memory."""
-    import sys
-
     from not_fed import files
     from not_fed.bench.crypto import bench_crypto, table
 
@@ -116,8 +159,6 @@ def aggregation_command(
     as_json: AsJson = False,
 ) -> None:
     """The secure sum beside Flower's SecAgg+ and a plain mean: CPU seconds, bytes and memory, of 4, 16 and 50 sites."""
-    import sys
-
     from not_fed import files
     from not_fed.bench import aggregation
     from not_fed.bench.aggregation_picture import aggregation_picture
@@ -156,8 +197,6 @@ def dp_command(
 
 
 def _dp_speed(*, quick: bool, base: str, out: Path | None, as_json: bool) -> None:
-    import sys
-
     from not_fed import files
     from not_fed.bench.dp_speed import bench_speed, kinds, table
     from not_fed.resources.bases import find_base
@@ -172,8 +211,6 @@ def _dp_speed(*, quick: bool, base: str, out: Path | None, as_json: bool) -> Non
 
 
 def _dp_utility(*, quick: bool, base: str, out: Path | None, picture: Path | None, as_json: bool) -> None:
-    import sys
-
     from not_fed import files
     from not_fed.bench.dp_picture import utility_picture
     from not_fed.bench.dp_settings import FULL, QUICK, SPAN
@@ -216,8 +253,6 @@ def scale_command(
     as_json: AsJson = False,
 ) -> None:
     """What the federation itself costs: CPU for each site and round beside Flower's own FedAvg; or a large relay."""
-    import sys
-
     from not_fed import files
 
     if relay:
@@ -259,8 +294,6 @@ def poisoning_command(
     as_json: AsJson = False,
 ) -> None:
     """One of five sites scales, turns or backdoors its organ: perplexity after each rule, and after a vote."""
-    import sys
-
     from not_fed import files
     from not_fed.bench.poisoning import FULL, QUICK, bench_poisoning, table
     from not_fed.bench.poisoning_texts import poisoning_texts

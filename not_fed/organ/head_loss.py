@@ -69,4 +69,8 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, *, softcap: fl
         shape (tokens,), float32; differentiable in `hidden` alone.
     Proved by: tests/unit/test_head_loss.py::test_loss_and_gradient_equal_plain_cross_entropy
     """
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):  # cast the head once: left to autocast, every chunk would cast it again
+        dtype = torch.get_autocast_dtype(kind)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
     return _HeadLoss.apply(hidden, weight, targets, softcap)  # type: ignore[no-any-return, no-untyped-call]

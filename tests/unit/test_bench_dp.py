@@ -17,7 +17,8 @@ from not_fed.bench.dp_speed import NAMES, STEP_RECORDS, bench_speed, extra_peak_
 from not_fed.bench.dp_subjects import Kind, Subject
 from not_fed.bench.dp_texts import BenchTexts
 from not_fed.bench.dp_trainee import Recipe, Trainee, noisy_on_two_threads, schedule
-from not_fed.bench.dp_utility import bench_utility, sweep
+from not_fed.bench.dp_utility import bench_utility
+from not_fed.bench.harness import sweep
 from not_fed.cli import main as command
 from not_fed.errors import InputError
 from not_fed.organ.anatomy import Span
