@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from not_fed import canonical, files
 from not_fed.errors import InputError
@@ -308,7 +308,8 @@ def _start(init: Path | None, *, base: Base, at: int) -> OrganInfo | None:
 def _promises_nothing(start: OrganInfo) -> bool:
     """Whether it was trained, by one author and without a claim; what a mean's parents claim is their own matter."""
     how = start.manifest.training or {}
-    return how.get("mode") in get_args(Mode) and not how.get("dp")
+    trained = how.get("trained", how.get("mode"))  # of an adapted organ, how its parent was
+    return trained in get_args(Mode) and not how.get("dp")
 
 
 def _prepare(
@@ -411,7 +412,7 @@ def require_finite(parameters: Mapping[str, nn.Parameter]) -> None:
             )
 
 
-def as_bytes(parameter: nn.Parameter, place: Place) -> bytes:
+def as_bytes(parameter: Tensor, place: Place) -> bytes:
     """A parameter in the number format and shape of its place in a checkpoint."""
     tensor = parameter.detach().to("cpu", DTYPES[place.dtype]).reshape(place.shape).contiguous()
     return tensor.view(torch.uint8).numpy().tobytes()
