@@ -28,9 +28,22 @@ from not_fed.privacy.engine.per_record import PerRecordLoop
 from not_fed.privacy.engine.traces import MatrixTrace, NormTrace
 from not_fed.privacy.engine.trainable import CannotClip, SpanInTraining, UnknownModule
 from tests.support.spans import TinySpan, flat
-from tests.support.tiny import tiny_gpt2, tiny_gpt_oss, tiny_llama, tiny_mistral, tiny_qwen2, tiny_qwen3
+from tests.support.tiny import (
+    tiny_gemma2,
+    tiny_gemma3,
+    tiny_gpt2,
+    tiny_gpt_oss,
+    tiny_llama,
+    tiny_mistral,
+    tiny_olmo,
+    tiny_olmo2,
+    tiny_phi3,
+    tiny_qwen2,
+    tiny_qwen3,
+)
 
 FAMILIES = [tiny_llama, tiny_mistral, tiny_qwen2, tiny_qwen3, tiny_gpt2, tiny_gpt_oss]
+LATER = [tiny_gemma2, tiny_gemma3, tiny_phi3, tiny_olmo, tiny_olmo2]  # Gemma's modules are Gemma 2's
 ENGINES: list[type[BookKeeping | PerRecordLoop | OpacusHooks]] = [BookKeeping, PerRecordLoop, OpacusHooks]
 Build = Callable[[], PreTrainedModel]
 EXACT = 1e-5  # relative
@@ -53,7 +66,7 @@ def kind(request: pytest.FixtureRequest) -> type[BookKeeping | PerRecordLoop | O
 # choosing ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", FAMILIES, ids=lambda build: build.__name__)
+@pytest.mark.parametrize("build", [*FAMILIES, *LATER], ids=lambda build: build.__name__)
 def test_every_family_is_trained_by_book_keeping_without_a_word(build: Build) -> None:
     assert choose_engine(TinySpan(build()).layers, warn=_never).name == "book-keeping"
 
@@ -83,10 +96,20 @@ def test_the_engine_that_was_asked_for_is_the_one(wanted: Wanted) -> None:
 @pytest.mark.parametrize("build", FAMILIES, ids=lambda build: build.__name__)
 def test_engines_agree(build: Build, unit: str) -> None:
     span = _span(build, unit)
+    _require_right(_engines(span), span)
+
+
+@pytest.mark.parametrize("build", LATER, ids=lambda build: build.__name__)
+def test_book_keeping_clips_every_family_as_plain_autograd_would(build: Build) -> None:
+    span = TinySpan(build())
+    _require_right([BookKeeping(span.layers)], span)
+
+
+def _require_right(engines: Sequence[Engine], span: TinySpan) -> None:
     plain = torch.stack([flat(grads) for grads in span.one_by_one()])
     clip = float(plain.norm(dim=1).median())  # some are clipped and some are not
     expected = (plain * (clip / plain.norm(dim=1, keepdim=True)).clamp(max=1.0)).sum(dim=0)
-    for engine in _engines(span):
+    for engine in engines:
         got = flat(span.clipped_sum(engine, span.units, max_grad_norm=clip, micro_batch=3))
         assert (got - expected).norm() <= 2 * EXACT * expected.norm(), engine.name
 
@@ -104,6 +127,8 @@ def test_opacus_refuses_what_it_cannot_do() -> None:
         layer.get_submodule("self_attn").get_parameter("sinks").requires_grad_(False)
     with pytest.raises(UnknownModule, match=r"GptOssTopKRouter|GptOssExperts"):
         OpacusHooks(span.layers)
+    with pytest.raises(UnknownModule, match="OlmoAttention with clip_qkv"):
+        OpacusHooks(TinySpan(tiny_olmo()).layers)
 
 
 def test_an_engine_leaves_the_span_as_it_found_it(kind: type[Any]) -> None:

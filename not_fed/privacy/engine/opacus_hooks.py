@@ -35,7 +35,7 @@ class OpacusHooks:
     Args:
         layers: the span's layers in order. Their weights that require a gradient now are the ones trained.
     Raises:
-        UnknownModule: Opacus cannot do one of their modules, such as the experts of GPT-OSS.
+        UnknownModule: Opacus cannot do one of their modules, such as the experts of GPT-OSS, or OLMo's clipped queries.
         CannotClip: no engine can train them; see `find_owners`.
     """
 
@@ -47,6 +47,7 @@ class OpacusHooks:
         for owner in self._owners:
             if not _is_supported(type(owner.module)):
                 raise _cannot(owner, got=describe(owner.module))
+        _require_not_overwritten(self._layers)
         self.parameters: Mapping[str, nn.Parameter] = {
             name: weight for owner in self._owners for name, weight in owner.parameters().items()
         }
@@ -98,6 +99,14 @@ class OpacusHooks:
                 vars(module).pop("max_batch_len", None)
             for weight, gradient in before.items():
                 weight.grad = gradient
+
+
+def _require_not_overwritten(layers: Sequence[nn.Module]) -> None:
+    """OLMo may clip queries, keys and values in place: what Opacus' hooks hand on must not be written to."""
+    for place, layer in enumerate(layers):
+        for path, module in layer.named_modules(prefix=str(place)):
+            if getattr(getattr(module, "config", None), "clip_qkv", None) is not None:
+                raise _cannot(Owner(path, module, {}), got=f"{type(module).__name__} with clip_qkv")
 
 
 def _is_supported(kind: type[nn.Module]) -> bool:
