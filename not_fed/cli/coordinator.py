@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from not_fed.cli import drop
+from not_fed.cli.options import BASE_HELP
 from not_fed.cli.output import AsJson, say, show
 from not_fed.errors import UsageError
 
@@ -59,7 +60,7 @@ def init_command(
         str | None,
         typer.Option("--listen", metavar="HOST:PORT", help="Where it listens. [default: 0.0.0.0, at that port]"),
     ] = None,
-    base: Annotated[str, typer.Option("--base", help="Model folder, hub id, or smollm2-135m.")] = "smollm2-135m",
+    base: Annotated[str, typer.Option("--base", help=BASE_HELP)] = "smollm2-135m",
     base_sha256: Annotated[
         str | None, typer.Option("--base-sha256", help="Its digest (not-fed show); then it is not read here.")
     ] = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from not_fed.cli.options import Device, TextField, device_of
+from not_fed.cli.options import BASE_HELP, Device, TextField, device_of
 from not_fed.cli.output import AsJson, say, show
 from not_fed.cli.progress import shown
 from not_fed.errors import UsageError
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate_command(
-    base: Annotated[str, typer.Argument(help="Model folder, hub id, or smollm2-135m.")],
+    base: Annotated[str, typer.Argument(help=BASE_HELP)],
     data: Annotated[Path, typer.Option("--data", help="Held-out records.")],
     organ: Annotated[
         Path | None, typer.Option("--organ", help="Evaluate with this organ in place, without writing a model.")

