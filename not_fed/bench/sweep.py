@@ -173,7 +173,7 @@ def sweep(
         limits: the budget, if there is one.
         command: what would train the recommended span; without one `seconds` are of the records to train on.
     Returns:
-        the file's object, `not-fed/swept/1`.
+        the file's object, `not-fed/swept/1`; its rows are of all spans that it holds, those of earlier calls too.
     Raises:
         NothingToLearn: nothing to train on, or to measure. InputError: `out` is of another sweep.
     Guarantees:
@@ -202,7 +202,7 @@ def sweep(
     _Runner(base, work, settings, finished, progress).run()
     untrained = finished.content["base"]["perplexity"]
     whole = sum(found[0].predictions) + (sum(found[1].predictions) if command and command.takes_held_out else 0)
-    rows = list(_rows(finished.content["trials"], base=base, settings=settings, work=work, whole=whole))
+    rows = list(_rows(finished.content["trials"], base=base, work=work, whole=whole))
     choice = recommend(rows, base_perplexity=untrained["value"], limits=limits)
     for row in rows:
         row["recommended"] = row is choice.row
@@ -399,15 +399,13 @@ def _finite(loss: float) -> float | None:
     return loss if math.isfinite(loss) else None
 
 
-def _rows(
-    trials: Mapping[str, Mapping[str, Any]], *, base: Base, settings: SweepSettings, work: _Work, whole: int
-) -> Iterator[dict[str, Any]]:
-    """One for each span, at its best rate; `seconds` is of a training on `whole` predicted tokens, a pass or more."""
+def _rows(trials: Mapping[str, Mapping[str, Any]], *, base: Base, work: _Work, whole: int) -> Iterator[dict[str, Any]]:
+    """One for each span of the folder, at its best rate; `seconds` is of training on `whole` tokens, a pass or more."""
     steps = len(work.batches) * work.epochs * whole / work.tokens
     prefixes = whole / sum(work.train.predictions)
     paper = paper_span(base.layers)
-    for span in sorted(settings.spans):
-        tried = [trials[_key(span, lr)] for lr in settings.lrs]
+    for span in sorted({Span(*trial["span"]) for trial in trials.values()}):
+        tried = [trial for trial in trials.values() if Span(*trial["span"]) == span]
         best = min(tried, key=lambda trial: (trial["perplexity"] or {}).get("value", math.inf))
         places, found = base.span_places(span).values(), best["perplexity"] or {}
         yield {

@@ -177,6 +177,15 @@ def test_the_file_of_another_sweep_is_refused(
     assert json.loads(out.read_text()) == swept
 
 
+def test_more_spans_and_rates_join_those_that_the_file_holds(base: Base, tmp_path: Path) -> None:
+    out, few = tmp_path / "result.json", replace(SETTINGS, spans=(Span(0, 1), Span(3, 4)), steps=1)
+    sweep(base, train=TRAIN, held_out=HELD_OUT, settings=few, out=out)
+    other = replace(few, spans=(Span(3, 4), Span(2, 4)), lrs=(1e-3,))
+    found = rowed(sweep(base, train=TRAIN, held_out=HELD_OUT, settings=other, out=out))
+    rates = {name: [one["lr"] for one in row["tried"]] for name, row in found.items()}
+    assert rates == {"0:1": [5e-3], "2:4": [1e-3], "3:4": [5e-3, 1e-3]}
+
+
 def test_nothing_to_train_on_or_to_measure_is_refused(base: Base, tmp_path: Path) -> None:
     for given, held_out in ((["w1"], HELD_OUT), (TRAIN, ["w1"])):
         with pytest.raises(NothingToLearn):
