@@ -119,9 +119,10 @@ def changed_blocks(before: Place, changes: Sequence[Change], *, way: Delta) -> I
     Raises:
         DeltaOverflows: a number would not be finite.
     Guarantees:
-        Computed in float64 and rounded once (TIES: the merged change in float32), memory stays at some blocks (TIES:
-        at the tensor, once for each organ). A number that training left alone keeps its bits. Where scale is 1 and the
-        number is what it was before training, the result is the organ's, bit for bit in one format.
+        Computed in float64 and rounded once (TIES: the merged change in float32); memory stays at some blocks (TIES:
+        about eight times the tensor in float32 for each organ). A number that training left alone keeps its bits.
+        Where scale is 1 and the number is what it was before training, the result is the organ's, bit for bit in one
+        format.
     Proved by: tests/unit/test_transplant_delta.py::test_a_change_added_to_what_it_was_taken_from_is_the_organ,
         tests/unit/test_transplant_delta.py::test_a_number_that_training_left_alone_keeps_its_bits
     """
