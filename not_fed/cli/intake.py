@@ -27,6 +27,7 @@ from not_fed.cli.delivery import (
     trusted_roster,
     waybill_memory,
 )
+from not_fed.cli.options import BASE_HELP
 from not_fed.cli.output import AsJson, say, show
 from not_fed.cli.passphrase import PassphraseFd, PassphraseFile, read_passphrase
 from not_fed.cli.progress import shown
@@ -60,7 +61,7 @@ def import_command(
     sealed: SealedFile,
     identity: IdentityOption,
     roster: RosterOption,
-    into: Annotated[str, typer.Option("--into", help="Model folder, hub id, or smollm2-135m.")],
+    into: Annotated[str, typer.Option("--into", help=BASE_HELP)],
     out: Annotated[Path | None, typer.Option("--out", help="The new model folder.")] = None,
     policy: PolicyOption = None,
     round_number: ExpectedRound = None,

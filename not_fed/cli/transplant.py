@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from not_fed.cli.options import BASE_HELP
 from not_fed.cli.output import AsJson, show
 from not_fed.cli.progress import shown
 from not_fed.errors import UsageError
@@ -59,7 +60,7 @@ DifferentBaseOption = Annotated[
 
 def transplant_command(
     organs: Annotated[list[Path], typer.Argument(help="The organ to put in; or several.")],
-    into: Annotated[str, typer.Option("--into", help="Model folder, hub id, or smollm2-135m.")],
+    into: Annotated[str, typer.Option("--into", help=BASE_HELP)],
     out: Annotated[Path | None, typer.Option("--out", help="The new model folder.")] = None,
     mode: ModeOption = Mode.REPLACE,
     at: AtOption = None,

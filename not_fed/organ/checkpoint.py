@@ -292,7 +292,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             where=str(path.parent),
             expected=f"a model folder with {path.name}",
             got=f"no {path.name}",
-            hint="give a folder in Hugging Face layout, a hub id, or smollm2-135m",
+            hint="give a folder in Hugging Face layout, a hub id, smollm2-135m or qwen2.5-coder-0.5b",
         )
     try:
         value = json.loads(files.read_regular(path.resolve(), max_bytes=MAX_CONFIG_BYTES))
