@@ -138,11 +138,8 @@ def _gemma3(config: Config) -> Config:
 
 
 def _phi3(config: Config) -> Config:
-    """The first releases called longrope su or yarn."""
-    rope = {"partial_rotary_factor": 1.0} | _stated_rope(config)
-    if rope.get("rope_type", rope.get("type")) in ("su", "yarn"):
-        rope["rope_type"] = "longrope"
-    return {**config, "rope_parameters": rope}
+    """Part of a head may be rotated; all of it, where nothing is said."""
+    return {**config, "rope_parameters": {"partial_rotary_factor": 1.0} | _stated_rope(config)}
 
 
 _ATTENTION = {

@@ -128,7 +128,7 @@ def _empty(whole: Any, *, where: str) -> nn.Module:  # noqa: ANN401
 
 def _one_list(model: nn.Module, layers: int, *, where: str) -> str:
     """Path of the one list of `layers` modules that lies in no other list."""
-    lists = [name for name, module in _lists(model) if len(module) == layers]
+    lists = [name for name, module in _lists(model) if len(module) == layers > 0]
     if len(lists) != 1:
         seen = ", ".join(f"{name} of {len(module)}" for name, module in _lists(model))
         raise UnknownFamily(

@@ -73,6 +73,15 @@ def check_split(split: SplitModel, *, where: str) -> None:
         return [model(input_ids=sequence[None], use_cache=False).logits[0].float() for sequence in sequences]
 
     logits = _attempt(lambda: own(inputs), model, split.family, where=where)
+    changed = [torch.cat([sequence[:-1], sequence[:1]]) for sequence in inputs]  # another last token
+    for before, after in zip(logits, _attempt(lambda: own(changed), model, split.family, where=where), strict=True):
+        if not torch.allclose(before[:-1], after[:-1], rtol=TOLERANCE, atol=TOLERANCE):
+            raise NotADecoder(
+                where=where,
+                expected="predictions that depend on earlier tokens only",
+                got="others when a later token changes",
+                hint="use a base that predicts the next token; organs learn from that",
+            )
     expected = cross_entropy(torch.cat(logits), targets, reduction="none")
     got = _attempt(ours, model, split.family, where=where)
     if not torch.allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE):
@@ -82,15 +91,6 @@ def check_split(split: SplitModel, *, where: str) -> None:
             got=f"{float((got - expected).abs().max()):.2g} nats of difference, layers {split.span}",
             hint="its head or its layers do more than is known here; use a base of a listed family, docs/families.md",
         )
-    changed = [torch.cat([sequence[:-1], sequence[:1]]) for sequence in inputs]
-    for before, after in zip(logits, _attempt(lambda: own(changed), model, split.family, where=where), strict=True):
-        if not torch.allclose(before[:-1], after[:-1], rtol=TOLERANCE, atol=TOLERANCE):
-            raise NotADecoder(
-                where=where,
-                expected="predictions that depend on earlier tokens only",
-                got="others when a later token changes",
-                hint="use a base that predicts the next token; organs learn from that",
-            )
 
 
 def _records(model: nn.Module) -> list[Tensor]:

@@ -55,22 +55,22 @@ _GEMMA3 = {**_COMMON, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar
 
 def tiny_llama(*, seed: int = 0, tie_word_embeddings: bool = True) -> PreTrainedModel:
     """Llama with grouped queries, as in SmolLM2 and TinyLlama."""
-    return _filled(LlamaForCausalLM, LlamaConfig(**_COMMON, tie_word_embeddings=tie_word_embeddings), seed=seed)
+    return filled(LlamaForCausalLM, LlamaConfig(**_COMMON, tie_word_embeddings=tie_word_embeddings), seed=seed)
 
 
 def tiny_mistral(*, seed: int = 0) -> PreTrainedModel:
     """Mistral, with a sliding window shorter than the tests' longest record."""
-    return _filled(MistralForCausalLM, MistralConfig(**_COMMON, sliding_window=4), seed=seed)
+    return filled(MistralForCausalLM, MistralConfig(**_COMMON, sliding_window=4), seed=seed)
 
 
 def tiny_qwen2(*, seed: int = 0) -> PreTrainedModel:
     """Qwen2: biases on queries, keys and values."""
-    return _filled(Qwen2ForCausalLM, Qwen2Config(**_COMMON), seed=seed)
+    return filled(Qwen2ForCausalLM, Qwen2Config(**_COMMON), seed=seed)
 
 
 def tiny_qwen3(*, seed: int = 0) -> PreTrainedModel:
     """Qwen3: a norm on each head's queries and keys."""
-    return _filled(Qwen3ForCausalLM, Qwen3Config(**_COMMON, head_dim=8), seed=seed)
+    return filled(Qwen3ForCausalLM, Qwen3Config(**_COMMON, head_dim=8), seed=seed)
 
 
 def tiny_gpt2(*, seed: int = 0) -> PreTrainedModel:
@@ -78,7 +78,7 @@ def tiny_gpt2(*, seed: int = 0) -> PreTrainedModel:
     config = GPT2Config(
         vocab_size=VOCABULARY, n_embd=HIDDEN, n_layer=LAYERS, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=2
     )
-    return _filled(GPT2LMHeadModel, config, seed=seed)
+    return filled(GPT2LMHeadModel, config, seed=seed)
 
 
 def tiny_gpt_oss(*, seed: int = 0) -> PreTrainedModel:
@@ -86,23 +86,23 @@ def tiny_gpt_oss(*, seed: int = 0) -> PreTrainedModel:
     positions = 131_072  # what its rotary scaling is made for; transformers warns about any other
     common = {**_COMMON, "max_position_embeddings": positions}
     config = GptOssConfig(**common, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=4)
-    return _filled(GptOssForCausalLM, config, seed=seed)
+    return filled(GptOssForCausalLM, config, seed=seed)
 
 
 def tiny_gemma(*, seed: int = 0) -> PreTrainedModel:
     """Gemma: scaled embeddings, norms that multiply by 1 + weight, heads wider than their share."""
-    return _filled(GemmaForCausalLM, GemmaConfig(**_COMMON, head_dim=16), seed=seed, norms=0.0)
+    return filled(GemmaForCausalLM, GemmaConfig(**_COMMON, head_dim=16), seed=seed, norms=0.0)
 
 
 def tiny_gemma2(*, seed: int = 0) -> PreTrainedModel:
     """Gemma 2: sliding and full layers in turn, softcaps on attention and on logits, norms behind each branch."""
     config = Gemma2Config(**_COMMON, head_dim=8, sliding_window=4, query_pre_attn_scalar=12)
-    return _filled(Gemma2ForCausalLM, config, seed=seed, norms=0.0)
+    return filled(Gemma2ForCausalLM, config, seed=seed, norms=0.0)
 
 
 def tiny_gemma3(*, seed: int = 0) -> PreTrainedModel:
     """Gemma 3: sliding layers with angles of their own, norms on queries and keys; every third layer sees all."""
-    return _filled(Gemma3ForCausalLM, Gemma3TextConfig(**_GEMMA3), seed=seed, norms=0.0)
+    return filled(Gemma3ForCausalLM, Gemma3TextConfig(**_GEMMA3), seed=seed, norms=0.0)
 
 
 def tiny_gemma3_with_vision(*, seed: int = 0) -> PreTrainedModel:
@@ -116,25 +116,25 @@ def tiny_gemma3_with_vision(*, seed: int = 0) -> PreTrainedModel:
         boi_token_index=126,
         eoi_token_index=125,
     )
-    return _filled(Gemma3ForConditionalGeneration, config, seed=seed, norms=0.0)
+    return filled(Gemma3ForConditionalGeneration, config, seed=seed, norms=0.0)
 
 
 def tiny_phi3(*, seed: int = 0) -> PreTrainedModel:
     """Phi-3: queries, keys and values in one matrix, gate and up in another; half of each head is rotated."""
-    return _filled(Phi3ForCausalLM, Phi3Config(**_COMMON, sliding_window=4, partial_rotary_factor=0.5), seed=seed)
+    return filled(Phi3ForCausalLM, Phi3Config(**_COMMON, sliding_window=4, partial_rotary_factor=0.5), seed=seed)
 
 
 def tiny_olmo(*, seed: int = 0) -> PreTrainedModel:
     """OLMo: norms without weights; queries, keys and values are clipped in place."""
-    return _filled(OlmoForCausalLM, OlmoConfig(**_COMMON, clip_qkv=0.5), seed=seed)
+    return filled(OlmoForCausalLM, OlmoConfig(**_COMMON, clip_qkv=0.5), seed=seed)
 
 
 def tiny_olmo2(*, seed: int = 0) -> PreTrainedModel:
     """OLMo 2: norms behind each branch instead of before it, and on queries and keys."""
-    return _filled(Olmo2ForCausalLM, Olmo2Config(**_COMMON), seed=seed)
+    return filled(Olmo2ForCausalLM, Olmo2Config(**_COMMON), seed=seed)
 
 
-def _filled(kind: type[PreTrainedModel], config: object, *, seed: int, norms: float = 1.0) -> PreTrainedModel:
+def filled(kind: type[PreTrainedModel], config: object, *, seed: int = 0, norms: float = 1.0) -> PreTrainedModel:
     """Weights from a generator of our own, biases and norms off their usual 0 and `norms` so that mistakes show."""
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights that we replace
         model = kind._from_config(config, dtype=torch.float32)
