@@ -1,8 +1,9 @@
 """Three sites together: organs, LoRA in three ways of averaging, each site alone, and pooled records as the ceiling.
 
 Every way takes the same Poisson samples' rate, the same steps and rounds, the same precision; its learning rate is its
-own, the best of a sweep on validation records (seed 0). Under epsilon every site's run has one plan for all rounds, and
-the clip is a quarter of the median norm of validation records' gradients, which count as public here.
+own, the best of a sweep on validation records (seed 0); alone, pooled and FedEx take that of the mean they belong to.
+Under epsilon every site's run has one plan for all rounds, and the clip is a quarter of the median norm of validation
+records' gradients, which count as public here.
 Finished runs stand in a JSON file; the same command goes on with it.
 """
 
@@ -12,7 +13,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,12 @@ class _Runner:
             job = Job(way=way, epsilon=epsilon, lr=lr, seed=self.size.seeds[0])
             return float(self.run(job)["validation"]["value"])
 
-        rates = first_rates(way, layers=self.base.layers, private=epsilon is not None)
-        lr = sweep(score, rates, most=self.size.most_rates)
+        like = replace(way, how="mean")
+        if like != way and like in ways_for(self.base.layers, epsilon=epsilon):
+            lr = self.finished.content["rates"][_row_name(like, epsilon)]  # the sites train as they do for the mean
+        else:
+            rates = first_rates(way, layers=self.base.layers, private=epsilon is not None)
+            lr = sweep(score, rates, most=self.size.most_rates)
         self.finished.content["rates"][_row_name(way, epsilon)] = lr
         self.run(Job(way=way, epsilon=epsilon, lr=lr, seed=seed))
 

@@ -37,7 +37,7 @@ class Finished:
         self.path = path
         self.content: dict[str, Any] = {**facts, "machine": machine(libraries), **{kind: {} for kind in kinds}}
         if path.exists():
-            found = json.loads(files.read_regular(path, max_bytes=1 << 24))
+            found = _read(path)
             if any(found.get(name) != fact for name, fact in facts.items()):
                 raise InputError(
                     where=str(path),
@@ -60,3 +60,27 @@ class Finished:
         text = json.dumps(self.content, indent=1).encode() + b"\n"
         files.write_atomic(self.path, text, overwrite=True, mode=0o644)
         return self.content
+
+
+def read_finished(path: Path, *, schema: str) -> dict[str, Any]:
+    """The object of a finished file; raises InputError when it is not one of that schema."""
+    found = _read(path)
+    if found.get("schema") != schema:
+        raise InputError(
+            where=str(path), expected=f"a result of schema {schema}", got=str(found.get("schema"))[:60],
+            hint="name the --out file of a finished run",
+        )  # fmt: skip
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(files.read_regular(path, max_bytes=1 << 24))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(
+            where=str(path), expected="the JSON object of a benchmark's run", got="something else",
+            hint="choose another --out, or delete the file",
+        )  # fmt: skip
+    return found

@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from not_fed import canonical
-from not_fed.bench.finished import Finished
+from not_fed.bench.finished import Finished, read_finished
 from not_fed.bench.harness import Times, interleaved, matmul_gflops, peak_memory_mb, sweep
 from not_fed.bench.learners import Learner, Method, adamw, teach
 from not_fed.bench.organ_texts import Texts
@@ -124,11 +125,19 @@ class _Work:
 
 
 def bench_organ(
-    base: Base, *, texts: Texts, methods: Sequence[Method], size: Size, out: Path, progress: Progress = silent
+    base: Base,
+    *,
+    texts: Texts,
+    methods: Sequence[Method],
+    size: Size,
+    out: Path,
+    rates: Mapping[str, float] = MappingProxyType({}),
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Run what is left of the comparison.
 
     Args:
+        rates: learning rate by name of the method, taken from another comparison in place of a sweep.
         out: the JSON file of finished runs; begun, or gone on with.
     Returns:
         the file's object with `rows` (one for each method and length) and `budgets` added.
@@ -140,20 +149,28 @@ def bench_organ(
         "batch_tokens": size.batch_tokens, "precision": "bfloat16",
     }  # fmt: skip
     finished = Finished(out, facts=facts, kinds=("times", "base", "jobs", "rates"))
-    runner = _Runner(_Work(base=base.folder, texts=texts, batch_tokens=size.batch_tokens), size, finished, progress)
+    work = _Work(base=base.folder, texts=texts, batch_tokens=size.batch_tokens)
+    runner = _Runner(work, size, finished, rates=rates, progress=progress)
     runner.untrained()
-    for method in methods:
-        for seed in size.seeds:
+    for seed in size.seeds:
+        for method in methods:
             runner.lengths(method, seed=seed)
     runner.times(methods)
     return finished.add(summary(finished.content, methods, size))
 
 
+def finished_rates(path: Path) -> dict[str, float]:
+    """The learning rates that a finished comparison chose, by name of the method."""
+    return dict(read_finished(path, schema=SCHEMA)["rates"])
+
+
 class _Runner:
     """Does each job once, in a process of its own."""
 
-    def __init__(self, work: _Work, size: Size, finished: Finished, progress: Progress) -> None:
-        self.work, self.size, self.finished, self.progress = work, size, finished, progress
+    def __init__(
+        self, work: _Work, size: Size, finished: Finished, *, rates: Mapping[str, float], progress: Progress
+    ) -> None:
+        self.work, self.size, self.finished, self.rates, self.progress = work, size, finished, rates, progress
         self.layers: int = finished.content["layers"]
 
     def untrained(self) -> None:
@@ -171,13 +188,15 @@ class _Runner:
         self.finished.add({"step_cpu_seconds": {**self.finished.content.get("step_cpu_seconds", {}), **found}})
 
     def rate(self, method: Method) -> float:
-        """The best learning rate of a sweep, by validation records with the first seed."""
+        """The given learning rate, or the best of a sweep by validation records with the first seed."""
 
         def score(lr: float) -> float:
             job = Job(method=method, lr=lr, seed=self.size.seeds[0], steps=self.size.sweep_steps)
             return float(self.run(job)["validation"]["value"])
 
-        found = sweep(score, first_rates(method, layers=self.layers), most=self.size.most_rates)
+        found = self.rates.get(method.name)
+        if found is None:
+            found = sweep(score, first_rates(method, layers=self.layers), most=self.size.most_rates)
         self.finished.content["rates"][method.name] = found
         return found
 

@@ -53,10 +53,12 @@ def pooled(name: str, sites: Mapping[str, Texts]) -> Texts:
     )
 
 
-def of_corpus(name: str, *, progress: Progress = silent) -> dict[str, Texts]:
-    """The three sites of a corpus that comes with not-fed, with as many records as the comparisons use."""
+def of_corpus(
+    name: str, *, records: int = RECORDS, held_out: int = HELD_OUT, progress: Progress = silent
+) -> dict[str, Texts]:
+    """The three sites of a corpus that comes with not-fed, with so many records each."""
     makers = {"medicine": hospital_texts, "law": law_texts}
-    found = makers[name](progress, records_per_site=RECORDS, held_out=HELD_OUT)
+    found = makers[name](progress, records_per_site=records, held_out=held_out)
     return {
         site: split_texts(site, train=read_records(one.train), held_out=read_records(one.held_out), source=one.source)
         for site, one in found.items()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from not_fed.cli.options import BASE_HELP
 from not_fed.cli.output import AsJson, say
 from not_fed.cli.progress import shown
 from not_fed.errors import UsageError
@@ -25,6 +26,13 @@ class CorpusName(StrEnum):
     MEDICINE = "medicine"
     LAW = "law"
 
+
+FinishedFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", help="JSON file of finished runs; a run that was stopped goes on with it. [default: a temporary one]"
+    ),
+]
 
 group = typer.Typer(no_args_is_help=True, help="Compare with the peers, in one run on this machine.")
 
@@ -44,26 +52,23 @@ def organ_command(
     quick: Annotated[
         bool, typer.Option("--quick", help="Few steps, two rates and one seed: about ten minutes on 2 cores.")
     ] = False,
-    base: Annotated[str, typer.Option("--base", help="Model folder, hub id, or smollm2-135m.")] = "smollm2-135m",
+    base: Annotated[str, typer.Option("--base", help=BASE_HELP)] = "smollm2-135m",
     corpus: Annotated[CorpusName, typer.Option("--corpus", help="Texts that come with not-fed.")] = CorpusName.MEDICINE,
     data: Annotated[Path | None, typer.Option("--data", help="Records to train on, instead of --corpus.")] = None,
     held_out: Annotated[
         Path | None, typer.Option("--held-out", help="Records to measure on; goes with --data.")
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            help="JSON file of finished runs; a run that was stopped goes on with it. [default: a temporary one]",
-        ),
+    rates_of: Annotated[
+        Path | None, typer.Option("--rates-of", help="Take the learning rates of this finished run; sweep none.")
     ] = None,
+    out: FinishedFile = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="Also draw perplexity against cost (.png).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Organs beside LoRA and full fine-tuning: perplexity after equal tokens and in equal time, bytes and memory."""
     import tempfile
 
-    from not_fed.bench.organ import FULL, QUICK, bench_organ, methods_for, table
+    from not_fed.bench.organ import FULL, QUICK, bench_organ, finished_rates, methods_for, table
     from not_fed.bench.organ_picture import conclusion, organ_picture
     from not_fed.resources.bases import find_base
 
@@ -73,6 +78,7 @@ def organ_command(
         result = bench_organ(
             found, texts=texts, methods=methods_for(found.layers, quick=quick), size=QUICK if quick else FULL,
             out=out or Path(scratch) / "bench.json", progress=progress,
+            rates=finished_rates(rates_of) if rates_of is not None else {},
         )  # fmt: skip
     if picture is not None:
         organ_picture(result, out=picture)
@@ -85,15 +91,9 @@ def federated_command(
     quick: Annotated[
         bool, typer.Option("--quick", help="Few records, rates and steps, without epsilon: about ten minutes.")
     ] = False,
-    base: Annotated[str, typer.Option("--base", help="Model folder, hub id, or smollm2-135m.")] = "smollm2-135m",
+    base: Annotated[str, typer.Option("--base", help=BASE_HELP)] = "smollm2-135m",
     corpus: Annotated[CorpusName, typer.Option("--corpus", help="Texts that come with not-fed.")] = CorpusName.MEDICINE,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            help="JSON file of finished runs; a run that was stopped goes on with it. [default: a temporary one]",
-        ),
-    ] = None,
+    out: FinishedFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Three sites: the organs' mean beside LoRA's (naive, FFA, FedEx), each site alone, and pooled records."""
@@ -107,6 +107,30 @@ def federated_command(
         result = bench_federated(
             find_base(base, progress=progress), sites=of_corpus(corpus.value, progress=progress),
             size=QUICK if quick else FULL, out=out or Path(scratch) / "bench.json", progress=progress,
+        )  # fmt: skip
+    sys.stdout.write((json.dumps(result) if as_json else table(result)) + "\n")
+
+
+@group.command("paper")
+def paper_command(
+    quick: Annotated[bool, typer.Option("--quick", help="60 records in place of 1,000, two positions.")] = False,
+    base: Annotated[str, typer.Option("--base", help=BASE_HELP)] = "smollm2-135m",
+    corpus: Annotated[CorpusName, typer.Option("--corpus", help="Texts that come with not-fed.")] = CorpusName.MEDICINE,
+    out: FinishedFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """The protocol of the Neural Organ Transplantation paper: stand-alone organs by position, controls, domains."""
+    import tempfile
+
+    from not_fed.bench.organ_texts import HELD_OUT, of_corpus
+    from not_fed.bench.paper import FULL, QUICK, bench_paper, table
+    from not_fed.resources.bases import find_base
+
+    size = QUICK if quick else FULL
+    with shown() as progress, tempfile.TemporaryDirectory() as scratch:
+        result = bench_paper(
+            find_base(base, progress=progress), size=size, out=out or Path(scratch) / "bench.json", progress=progress,
+            domains=of_corpus(corpus.value, records=size.records, held_out=HELD_OUT, progress=progress),
         )  # fmt: skip
     sys.stdout.write((json.dumps(result) if as_json else table(result)) + "\n")
 
@@ -182,7 +206,7 @@ def dp_command(
         bool, typer.Option("--utility", help="Perplexity against epsilon instead: hours; goes on with --out.")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer turns, or records and steps: some minutes.")] = False,
-    base: Annotated[str, typer.Option("--base", help="Model folder, hub id, or smollm2-135m.")] = "smollm2-135m",
+    base: Annotated[str, typer.Option("--base", help=BASE_HELP)] = "smollm2-135m",
     out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON object here.")] = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="With --utility: write a PNG here.")] = None,
     as_json: AsJson = False,
@@ -288,7 +312,7 @@ def _relay(*, quick: bool, folder: Path | None) -> tuple[str, str, dict[str, Any
 @group.command("poisoning")
 def poisoning_command(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer records, one seed: some minutes.")] = False,
-    base: Annotated[str, typer.Option("--base", help="Model folder, hub id, or smollm2-135m.")] = "smollm2-135m",
+    base: Annotated[str, typer.Option("--base", help=BASE_HELP)] = "smollm2-135m",
     folder: Annotated[Path | None, typer.Option("--folder", help="Where temporary files go.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Also write the JSON object here.")] = None,
     as_json: AsJson = False,
