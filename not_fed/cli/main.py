@@ -11,6 +11,7 @@ import click
 import typer
 
 from not_fed.cli import (
+    adapt,
     attack,
     audit,
     bench,
@@ -45,7 +46,7 @@ app = typer.Typer(
 )
 groups = (
     demo, site, coordinator, federation, organ, evaluate, envelope, intake, keys, roster, recall, log, budget, audit,
-    attack, bench, sweep, recover,
+    attack, bench, sweep, recover, adapt,
 )  # fmt: skip
 for group in groups:
     group.register(app)
