@@ -214,7 +214,11 @@ def sweep(
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What every span is trained and measured on: only records that a step takes, so that no prefix is for nothing."""
+    """What every span is trained and measured on: only records that a step takes, so that no prefix is for nothing.
+
+    Attributes:
+        epochs: passes over all records that come nearest to these steps.
+    """
 
     train: TokenisedRecords
     held_out: TokenisedRecords
@@ -223,14 +227,14 @@ class _Work:
 
     @classmethod
     def of(cls, train: TokenisedRecords, held_out: TokenisedRecords, settings: SweepSettings) -> _Work:
-        batches, epochs = _batches(train.predictions, settings)
+        lengths, batches = train.predictions, _batches(train.predictions, settings)
         used = sorted({index for batch in batches for index in batch})
         places = {index: place for place, index in enumerate(used)}
         return cls(
             train=TokenisedRecords(tuple(train.rows[index] for index in used)),
             held_out=held_out,
             batches=[[places[index] for index in batch] for batch in batches],
-            epochs=epochs,
+            epochs=max(1, round(sum(lengths[index] for batch in batches for index in batch) / sum(lengths))),
         )
 
     @property
@@ -246,8 +250,8 @@ class _Work:
         return hashlib.sha256(canonical.dumps(facts)).hexdigest()
 
 
-def _batches(lengths: Sequence[int], settings: SweepSettings) -> tuple[list[list[int]], int]:
-    """The batches of `train`, up to the wanted step, and how many passes they take."""
+def _batches(lengths: Sequence[int], settings: SweepSettings) -> list[list[int]]:
+    """The batches of `train`, of as many passes as it takes, up to the wanted step."""
 
     def planned(epochs: int) -> list[list[int]]:
         return plan_batches(lengths, epochs=epochs, batch_tokens=settings.batch_tokens, seed=settings.seed)
@@ -256,7 +260,7 @@ def _batches(lengths: Sequence[int], settings: SweepSettings) -> tuple[list[list
     while settings.steps is not None and len(batches) < settings.steps:
         epochs += 1
         batches = planned(epochs)
-    return batches[: settings.steps or STEPS], epochs
+    return batches[: settings.steps or STEPS]
 
 
 class _Runner:

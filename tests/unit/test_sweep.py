@@ -268,6 +268,9 @@ def test_more_steps_than_a_pass_go_over_the_records_again(base: Base, tmp_path: 
     result = sweep(base, train=TRAIN, held_out=HELD_OUT, settings=twice, out=tmp_path / "b.json", command=command)
     assert result["tokens"] == 2 * once["tokens"]
     assert "--epochs 2" in result["recommended"]["command"]
+    little_more = replace(settings, steps=once["steps"] + 1)
+    result = sweep(base, train=TRAIN, held_out=HELD_OUT, settings=little_more, out=tmp_path / "c.json", command=command)
+    assert "--epochs" not in result["recommended"]["command"]
 
 
 def test_people_and_equal_texts_are_never_on_both_sides() -> None:
