@@ -7,7 +7,6 @@ it can be taken back in their turn.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,21 @@ from not_fed import canonical, files
 from not_fed.errors import InputError
 from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import Base, Place, digest_tensors, open_base, read_header
-from not_fed.organ.transplant import NOTES, NothingToUndo, UndoDiffers, layers_put_in, write_copy
-from not_fed.organ.transplant.copying import link_or_copy
+from not_fed.organ.transplant import (
+    NOTES,
+    NothingToUndo,
+    UndoDiffers,
+    earlier,
+    keep_notes,
+    layers_put_in,
+    restore_notes,
+    write_copy,
+)
 from not_fed.organ.writing import write_safetensors
 from not_fed.progress import Progress, silent
 
 RECORD = "recovery.json"
 TAKEN_OUT = "taken-out.safetensors"
-BEFORE = "before"
 SCHEMA = "not-fed/recovery-record/1"
 
 
@@ -35,7 +41,7 @@ def is_recovered(folder: Path) -> bool:
 def last_put_in(folder: Path) -> Sequence[Span]:
     """Where layers were last put into the model in `folder`, however often it was recovered since; none is ()."""
     while is_recovered(folder):
-        folder = folder / NOTES / BEFORE
+        folder = earlier(folder)
     return layers_put_in(folder) if (folder / NOTES).is_dir() else ()
 
 
@@ -43,8 +49,7 @@ def record_recovery(base: Base, folder: Path, *, replaced: Iterable[str], facts:
     """Write into `folder`/not-fed what was done to `base`, and its tensors as they were."""
     notes = folder / NOTES
     notes.mkdir()
-    if (base.folder / NOTES).is_dir():
-        _carry_over(base.folder / NOTES, notes / BEFORE / NOTES)
+    keep_notes(base.folder, notes)
     places = {name: base.places[name] for name in replaced}
     shapes = {name: (place.dtype, place.shape, place.end - place.begin) for name, place in places.items()}
     write_safetensors(notes / TAKEN_OUT, shapes, metadata={}, blocks=lambda name: places[name].blocks())
@@ -83,13 +88,8 @@ def undo_recovery(folder: Path, *, out: Path, progress: Progress = silent) -> st
         restored = digest_tensors(open_base(part).places, progress=progress)
         if restored != model_sha256:
             raise _differs(folder, model_sha256, got=f"{restored[:16]}...")
-        if (notes / BEFORE / NOTES).is_dir():
-            _carry_over(notes / BEFORE / NOTES, part / NOTES)
+        restore_notes(folder, part)
     return model_sha256
-
-
-def _carry_over(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, copy_function=lambda old, new: link_or_copy(Path(old), Path(new)))
 
 
 def _shape(place: Place | None) -> object:

@@ -2,7 +2,8 @@
 
 `not-fed/transplant.json` says what was done. Where layers were replaced or changed they lie beside it as organs, as
 they were: `taken-out.organ`, or of several places `taken-out-START-STOP.organ`. Where layers were put between others,
-`config.json` lies there as it was.
+`config.json` lies there as it was. `before/` holds the notes that the model had already, so that the steps before this
+one can be taken back in their turn.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import MAX_CONFIG_BYTES, Base, digest_tensors, open_base
 from not_fed.organ.extract import extract
 from not_fed.organ.organ import read_organ
-from not_fed.organ.transplant.copying import write_copy, write_renamed
+from not_fed.organ.transplant.copying import link_or_copy, write_copy, write_renamed
 from not_fed.organ.transplant.delta import TIES_DENSITY
 from not_fed.organ.transplant.insert import kept_layers, renumbered_tensors
 from not_fed.organ.transplant.plan import Graft, TransplantPlan, fit_graft
@@ -28,6 +29,7 @@ from not_fed.progress import Progress, silent
 
 NOTES = "not-fed"  # folder inside the new checkpoint
 RECORD = "transplant.json"
+_BEFORE = "before"
 SCHEMA = "not-fed/transplant-record/3"
 _OF_ONE, _OF_SEVERAL = "not-fed/transplant-record/1", "not-fed/transplant-record/2"  # before there were modes
 _MAX_RECORD_BYTES = 1 << 24
@@ -61,6 +63,7 @@ def record_transplant(plan: TransplantPlan, folder: Path, *, organs_sha256: Sequ
     """
     notes = folder / NOTES
     notes.mkdir(exist_ok=True)
+    keep_notes(plan.base.folder, notes)
     taken_out = [] if isinstance(plan.way, Insert) else _regions(plan.grafts)
     for span in taken_out:
         extract(plan.base, span=span, out=notes / _undo_name(span, alone=len(taken_out) == 1))
@@ -80,13 +83,33 @@ def record_transplant(plan: TransplantPlan, folder: Path, *, organs_sha256: Sequ
     files.write_atomic(notes / RECORD, canonical.dumps(done) + b"\n", mode=0o644)
 
 
+def keep_notes(folder: Path, notes: Path) -> None:
+    """Keep what the model in `folder` says of earlier steps among the notes on a new one."""
+    _carry_over(folder / NOTES, notes / _BEFORE / NOTES)
+
+
+def restore_notes(folder: Path, out: Path) -> None:
+    """Give the model in `out`, as it was before the last step that made `folder`, the notes that it had then."""
+    _carry_over(earlier(folder) / NOTES, out / NOTES)
+
+
+def earlier(folder: Path) -> Path:
+    """Where the notes lie that the model in `folder` had before its last step, in a `not-fed/` as in a model's."""
+    return folder / NOTES / _BEFORE
+
+
+def _carry_over(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=lambda old, new: link_or_copy(Path(old), Path(new)))
+
+
 def layers_put_in(folder: Path) -> list[Span]:
     """Where the layers lie that the transplant recorded in a model's folder put in or changed; raises NothingToUndo."""
     return list(_read(folder).put_in)
 
 
 def undo_transplant(folder: Path, *, out: Path, progress: Progress = silent) -> str:
-    """Take the transplant that is recorded in `folder` back, and write the base model as it was to `out`.
+    """Take back the transplant that is recorded in `folder`: the base model as it was, with its own notes, to `out`.
 
     Layers that were replaced or changed are put back; layers that were inserted are dropped, whatever they have become.
 
@@ -112,6 +135,7 @@ def undo_transplant(folder: Path, *, out: Path, progress: Progress = silent) -> 
                 where=str(folder), expected=f"base {record.base_sha256[:16]}...", got=f"{restored[:16]}...",
                 hint="the model was changed after the transplant; take the base from where it came from",
             )  # fmt: skip
+        restore_notes(folder, part)
     return record.base_sha256
 
 
