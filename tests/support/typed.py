@@ -34,6 +34,7 @@ _VARIES: tuple[tuple[str, str], ...] = (
     (r"\b\d[\d,]*(?:\.\d+)?\b", "N"),
     (r"\s+", " "),
 )
+_IS_NO_ANSWER = re.compile(r"passphrase:|[a-z ]+: [\d,]+ of [\d,]+, ")  # a prompt; how far a slow machine is
 _DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 
 
@@ -181,7 +182,7 @@ class Desk:
         for page, here in self.said.items():
             text = text.replace(here, page)
         lines = [re.sub(r"^.*\r(?=.)", "", line.rstrip("\r")) for line in text.split("\n")]
-        return [line.rstrip() for line in lines if line.strip() and not line.startswith("passphrase:")]
+        return [line.rstrip() for line in lines if line.strip() and not _IS_NO_ANSWER.match(line)]
 
     def _environment(self) -> dict[str, str]:
         kept = {
