@@ -395,10 +395,11 @@ def check_blood_type(organ: Mapping[str, Any], base: Mapping[str, Any], *, where
     keys = {*organ, *base} - {LAYER_TYPES}
     differing = sorted(key for key in keys if organ.get(key, _ABSENT) != base.get(key, _ABSENT))
     if differing:
+        named = ["family"] if "family" in differing else differing  # then the rest says nothing more
         raise BloodTypeDiffers(
             where=where,
-            expected=", ".join(f"{key} {base.get(key, _ABSENT)}" for key in differing),
-            got=", ".join(f"{key} {organ.get(key, _ABSENT)}" for key in differing),
+            expected=", ".join(f"{key} {base.get(key, 'absent')}" for key in named),
+            got=", ".join(f"{key} {organ.get(key, 'absent')}" for key in named),
             hint=_what_helps(differing),
         )
 
@@ -408,7 +409,7 @@ def _what_helps(differing: Sequence[str]) -> str:
         return "layers of two families compute different things; cut and train an organ of this base's own family"
     if set(differing) <= _WIDTHS:
         return "an organ of another width goes in with adapters: `not-fed adapt`, docs/adapters.md"
-    return "an organ fits only models of the blood type it was cut from; `not-fed show` names it"
+    return "an organ fits only models of the blood type it was cut from; `not-fed show --json` names it"
 
 
 @dataclass(frozen=True, slots=True, order=True)

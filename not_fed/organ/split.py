@@ -269,10 +269,14 @@ def _require_same_tensors(split: SplitModel, base: Base) -> None:
     if odd := sorted(name for name in {*model, *files} if model.get(name) != files.get(name)):
         raise StoredOtherwise(
             where=f"{base.folder}, tensor {odd[0][:100]}",
-            expected=f"shape {model.get(odd[0])}, as in the loaded model",
-            got=f"shape {files.get(odd[0])}",
+            expected=f"{_shape(model.get(odd[0]))}, as in the loaded model",
+            got=_shape(files.get(odd[0])),
             hint="its organs can be cut and transplanted, not trained; if it is quantised, save it in bfloat16 first",
         )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else f"shape {shape}"
 
 
 def load_tokenizer(base: Base) -> Any:  # noqa: ANN401  transformers has no common public type

@@ -151,9 +151,9 @@ TINY_LLAMA = {
 GPT_OSS_20B = {
     "model_type": "gpt_oss", "vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880,
     "num_hidden_layers": 24, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
-    "num_local_experts": 32, "num_experts_per_tok": 4, "sliding_window": 128, "hidden_act": "silu", "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5, "attention_bias": True, "swiglu_limit": 7.0, "rope_theta": 150000,
-    "rope_scaling": {
+    "num_local_experts": 32, "num_experts_per_tok": 4, "sliding_window": 128, "hidden_act": "silu",
+    "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "attention_bias": True, "swiglu_limit": 7.0,
+    "rope_theta": 150000, "rope_scaling": {
         "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
         "original_max_position_embeddings": 4096,
     },
