@@ -34,7 +34,7 @@ from tests.support.folders import save_base
 from tests.support.learnt import learnt_organ, span_tensors, tensors_of
 
 SPAN = Span(1, 3)
-MODELS = [tiny.tiny_llama, tiny.tiny_gpt2, tiny.tiny_gpt_oss, tiny.tiny_gemma2]
+MODELS = [tiny.tiny_llama, tiny.tiny_gpt2, tiny.tiny_gpt_oss, tiny.tiny_gemma2, tiny.tiny_qwen2]
 IDS = torch.arange(5, 15)[None]  # longer than the tiny models' windows
 
 
