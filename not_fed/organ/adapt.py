@@ -30,7 +30,7 @@ refused.
 
 Exact: identity at equal widths (the organ's numbers as they are); identity into a recipient whose further
 coordinates are zero, except that its norms' epsilon counts d2 / d1 times as much; least squares between two models
-that differ by a rotation of the stream alone. Everything else is an approximation, whose quality is reported and which
+that differ by a rotation and a scale of the stream alone. Everything else is an approximation, whose quality is reported and which
 wants `recover`.
 
 Privacy: what is fitted on the text is in the organ without noise, so the text must be public. The organ itself is only

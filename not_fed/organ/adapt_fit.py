@@ -155,7 +155,7 @@ def adapt_by_least_squares(
     Raises:
         TokenizersDiffer, TooLittleText. NotFinite: as `write_adapted`.
     Guarantees:
-        where the two models differ by a rotation of the stream alone, the organ computes what it computed in the donor.
+        where the models differ by a rotation and a scale of the stream alone, the organ computes what it did before.
     Proved by: tests/unit/test_adapt.py::test_least_squares_finds_a_rotation_and_carries_what_the_organ_has_learnt
     """
     files.require_free(out)

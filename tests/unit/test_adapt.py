@@ -80,8 +80,8 @@ def transplanted(organ: OrganInfo, base: Base, out: Path) -> Path:
     return apply_transplant(plan_transplant(organ=organ, base=base), out=out)
 
 
-def rotated(model: PreTrainedModel) -> PreTrainedModel:
-    """The same function in another basis of the stream: norm weights go into the projections, which then turn."""
+def turned(model: PreTrainedModel) -> PreTrainedModel:
+    """The same function in another basis of a stream three times as large: norm weights go into the projections."""
     turn = torch.linalg.qr(torch.randn(tiny.HIDDEN, tiny.HIDDEN, generator=torch.Generator().manual_seed(3)))[0]
     inner = model.model
     with torch.no_grad():
@@ -95,10 +95,10 @@ def rotated(model: PreTrainedModel) -> PreTrainedModel:
                     read.weight.copy_(read.weight * norm.weight @ turn.T)
                 norm.weight.fill_(1)
             for written in (attention.o_proj, mlp.down_proj):
-                written.weight.copy_(turn @ written.weight)
+                written.weight.copy_(3 * turn @ written.weight)
         model.lm_head.weight.copy_(model.lm_head.weight * inner.norm.weight @ turn.T)
         inner.norm.weight.fill_(1)
-        inner.embed_tokens.weight.copy_(inner.embed_tokens.weight @ turn.T)
+        inner.embed_tokens.weight.copy_(3 * inner.embed_tokens.weight @ turn.T)
     return model
 
 
@@ -142,7 +142,7 @@ def test_a_donor_inside_a_wider_recipient_is_exact_but_for_the_norms_epsilon(tmp
 
 def test_least_squares_finds_a_rotation_and_carries_what_the_organ_has_learnt(tmp_path: Path) -> None:
     donor = save_base(tiny.tiny_llama(tie_word_embeddings=False), tmp_path / "donor")
-    recipient = save_base(rotated(tiny.tiny_llama(tie_word_embeddings=False)), tmp_path / "recipient")
+    recipient = save_base(turned(tiny.tiny_llama(tie_word_embeddings=False)), tmp_path / "recipient")
     organ = tuned(donor, tmp_path / "f.organ")
     plan = plan_adaptation(organ, donor=donor, recipient=recipient)
     found = adapt_by_least_squares(plan, texts=TEXTS, out=tmp_path / "g.organ")
