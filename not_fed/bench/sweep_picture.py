@@ -104,7 +104,7 @@ def _mark(axes: Axes, x: float, row: Row, *, words: bool) -> None:
         low, high = axes.get_xlim()
         left = x < (low + high) / 2
         axes.annotate(
-            f"{named(row)}, {' and '.join(marks)}", (x, row["perplexity"]), xytext=(9 if left else -9, 7),
+            f"{named(row)}, {' and '.join(marks)}", (x, row["perplexity"]), xytext=(9 if left else -9, -14),
             textcoords="offset points", ha="left" if left else "right", fontsize=8, color=colour, zorder=9,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )  # fmt: skip
