@@ -14,6 +14,7 @@ import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ SCHEMA = "not-fed/bench-federated/1"
 DELTA = 1e-5
 CLIP_SHARE = 0.25
 NORM_RECORDS = 24
+RANK = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +55,15 @@ class Size:
 
 
 QUICK = Size(
-    records=120, sample_rate=0.2, rounds=Rounds(rounds=2, steps=2, rank=16), epsilons=(None,), seeds=(0,), most_rates=2
+    records=120,
+    sample_rate=0.2,
+    rounds=Rounds(rounds=2, steps=2, rank=RANK),
+    epsilons=(None,),
+    seeds=(0,),
+    most_rates=2,
 )
 FULL = Size(
-    records=400, sample_rate=0.12, rounds=Rounds(rounds=3, steps=3, rank=16), epsilons=(None, 8.0), seeds=(0, 1, 2),
+    records=400, sample_rate=0.12, rounds=Rounds(rounds=3, steps=3, rank=RANK), epsilons=(None, 8.0), seeds=(0, 1, 2),
     most_rates=4,
 )  # fmt: skip
 
@@ -64,10 +71,12 @@ FULL = Size(
 def ways_for(layers: int, *, epsilon: float | None) -> list[Way]:
     """What is compared on a model of so many layers."""
     third, three = max(1, layers // 3), min(3, max(1, layers // 3))
-    thirds = ((layers - third, layers), (layers - 2 * third, layers - third), (0, layers - 2 * third))
+    cuts = sorted({layers, layers - third, max(0, layers - 2 * third), 0})
+    thirds = tuple(pairwise(cuts))[::-1]
     together = [
         Way(learns="organ", spans=thirds[:1]),
         Way(learns="lora"),
+        Way(learns="organ", spans=((0, layers),), rank=RANK),
         Way(learns="organ", spans=thirds),
         Way(learns="ffa"),
         Way(learns="organ", spans=((layers - three, layers),)),
@@ -86,7 +95,7 @@ def ways_for(layers: int, *, epsilon: float | None) -> list[Way]:
 
 def first_rates(way: Way, *, layers: int, private: bool) -> tuple[float, ...]:
     """What a sweep begins with."""
-    if way.learns != "organ":
+    if way.learns != "organ" or way.rank:
         return (1e-2, 2e-2) if private else (4e-3, 8e-3)
     share = max(stop - start for start, stop in way.spans) / layers
     plain = (2e-3, 4e-3) if share < 0.2 else (1e-3, 2e-3) if share < 0.5 else (5e-4, 1e-3)
@@ -173,7 +182,9 @@ class _Runner:
         federation = Federation(self.base, way=job.way, sites=self.texts, rounds=self.size.rounds)
         self.finished.once("base", "untrained", federation.measure)
         federation.trainee.reset(seed=job.seed)
-        clip = self.finished.once("clips", job.way.learns + str(job.way.spans), lambda: _clip(federation))
+        clip = self.finished.once(
+            "clips", f"{job.way.learns} {job.way.spans} {job.way.rank}", lambda: _clip(federation)
+        )
         plan, private = self._plan(job.epsilon, clip), job.epsilon is not None
         found = federation.run(Training(recipe=Recipe(lr=job.lr, clip=clip), plan=plan, private=private))
         noise = plan.noise_multiplier if private else 0.0

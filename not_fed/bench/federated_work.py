@@ -35,6 +35,7 @@ class Way:
 
     Attributes:
         spans: of organs, start and stop; another one each round, in turn.
+        rank: of an organ of all layers: it learns through factors of that rank, and its weights are what is averaged.
         how: the mean of what learnt; for LoRA `fedex` adds what the mean of factors misses to the frozen weights
             (Singhal et al. 2024, FedEx-LoRA, arXiv 2410.09432). `alone`: no exchange. `pooled`: all records in one
             place, which is the ceiling.
@@ -45,13 +46,15 @@ class Way:
     learns: Learns
     how: How = "mean"
     spans: tuple[tuple[int, int], ...] = ()
+    rank: int = 0
 
     @property
     def name(self) -> str:
         """How tables call it."""
         layers = ", ".join(f"{start}:{stop}" for start, stop in self.spans)
         what = {
-            "organ": f"organ {layers}" if len(self.spans) == 1 else f"organs {layers} in turn",
+            "organ": (f"organ {layers}" if len(self.spans) == 1 else f"organs {layers} in turn")
+            + (f", rank {self.rank}" if self.rank else ""),
             "lora": "LoRA",
             "ffa": "FFA-LoRA",
         }[self.learns]
@@ -95,7 +98,8 @@ class Federation:
         spans = [Span(*span) for span in way.spans] or [Span(0, base.layers)]
         self.spans = [spans[number % len(spans)] for number in range(rounds.rounds)]
         self.trainee = Trainee(
-            base, method="organ" if way.learns == "organ" else "lora", span=spans[0], rank=rounds.rank,
+            base, method="organ" if way.learns == "organ" and not way.rank else "lora", span=spans[0],
+            rank=way.rank or rounds.rank,
             precision="bfloat16", frozen=".lora_A." if way.learns == "ffa" else "",
         )  # fmt: skip
         self.cpu_seconds = 0.0
@@ -129,11 +133,22 @@ class Federation:
             self._train(name, training)
             learnt.append({name: weight.detach().clone() for name, weight in self.trainee.learning.items()})
         mean = {name: torch.stack([one[name] for one in learnt]).mean(0) for name in start}
-        if self.way.how == "fedex":
-            add_residual(self.trainee.model.model, learnt, mean, names=self._modules())
+        if self.way.rank:  # the sites' products go into the weights, and factors begin anew
+            nothing = {name: torch.zeros_like(weight) for name, weight in mean.items()}
+            add_residual(learnt, nothing, names=self._modules())
+            mean = self._first
+        elif self.way.how == "fedex":
+            add_residual(learnt, mean, names=self._modules())
         self._put(mean)
         if self.way.how != "pooled":
-            self._count(sum(weight.numel() for weight in mean.values()))
+            self._count(self._numbers())
+
+    def _numbers(self) -> int:
+        """How many numbers a site sends: an organ's weights, whichever way they learnt, or the factors."""
+        if not self.way.rank:
+            return sum(weight.numel() for weight in self.trainee.learning.values())
+        named = self.trainee.model.parameters().items()
+        return sum(weight.numel() for name, weight in named if ".lora_" not in name)
 
     def _count(self, numbers: int) -> None:
         """Up once a site; down once a site, of FedEx all sites' factors, which is the smallest exact form."""
@@ -194,7 +209,7 @@ def _mean_of(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def add_residual(
-    model: nn.Module, learnt: Sequence[Mapping[str, Tensor]], mean: Mapping[str, Tensor], *, names: Mapping[str, Any]
+    learnt: Sequence[Mapping[str, Tensor]], mean: Mapping[str, Tensor], *, names: Mapping[str, Any]
 ) -> None:
     """Add to each frozen weight what the mean of the factors misses of the mean of their products.
 

@@ -37,7 +37,8 @@ class Method:
 
     Attributes:
         spans: of an organ, start and stop; several learn one after the other, each for its share of the steps.
-        rank: LoRA's.
+        rank: LoRA's; of an organ, 0 if its weights learn themselves, otherwise that of the factors whose product is
+            added to them in the end.
     """
 
     kind: Kind
@@ -49,7 +50,8 @@ class Method:
         """How tables call it."""
         layers = ", ".join(f"{start}:{stop}" for start, stop in self.spans)
         names = {
-            "organ": f"organ {layers}" if len(self.spans) == 1 else f"organs {layers} in turn",
+            "organ": (f"organ {layers}" if len(self.spans) == 1 else f"organs {layers} in turn")
+            + (f", rank {self.rank}" if self.rank else ""),
             "lora": f"LoRA r={self.rank}, all linear layers (PEFT)",
             "full": "full fine-tuning",
             "norms": "norms alone (recovery without an organ)",
@@ -71,19 +73,19 @@ class Learner:
         spans = [Span(*span) for span in method.spans] or [Span(0, base.layers)]
         self._spans = spans
         self._cut = load_split(base, span=spans[0])
-        if method.kind == "lora":
-            add_lora(self._cut.model, rank=method.rank, seed=seed)
-            self._cut = SplitModel(self._cut.model, family=base.family, span=spans[0])
+        if method.rank:
+            layers = [number for span in spans for number in range(span.start, span.stop)]
+            add_lora(self._cut.model, rank=method.rank, seed=seed, layers=layers)
         self._family = base.family
 
     def learn_in(self, stage: int) -> list[nn.Parameter]:
         """Let the weights of one stage learn, and no others; there are as many stages as spans, at least one."""
         model = self._cut.model
         self._cut = SplitModel(model, family=self._family, span=self._spans[stage])
-        if self.method.kind == "organ":
+        if self.method.rank:
+            learning = [weight for name, weight in self._cut.parameters().items() if ".lora_" in name]
+        elif self.method.kind == "organ":
             learning = list(self._cut.parameters().values())
-        elif self.method.kind == "lora":
-            learning = [weight for name, weight in model.named_parameters() if ".lora_" in name]
         elif self.method.kind == "norms":
             learning = [weight for weight in model.parameters() if weight.ndim == 1]
         else:
@@ -99,11 +101,15 @@ class Learner:
 
     def learns(self) -> int:
         """How many numbers learn, over all stages."""
-        if self.method.kind == "organ":
-            model = self._cut.model
-            cuts = [SplitModel(model, family=self._family, span=span) for span in self._spans]
-            return sum(weight.numel() for cut in cuts for weight in cut.parameters().values())
-        return sum(weight.numel() for weight in self.learn_in(0))
+        return sum(weight.numel() for stage in range(self.stages) for weight in self.learn_in(stage))
+
+    def travels(self) -> int:
+        """How many numbers are sent: an organ's weights, whichever way they learnt; otherwise what learns."""
+        if self.method.kind != "organ":
+            return self.learns()
+        cuts = [SplitModel(self._cut.model, family=self._family, span=span) for span in self._spans]
+        named = [pair for cut in cuts for pair in cut.parameters().items()]
+        return sum(weight.numel() for name, weight in named if ".lora_" not in name)
 
     def take(self, data: TokenisedRecords, batch: Sequence[int], learning: Sequence[nn.Parameter]) -> float:
         """Leave one batch's clipped gradient in the weights; returns the mean loss per token."""
@@ -177,11 +183,12 @@ def adamw(method: Method, learning: Sequence[nn.Parameter], *, lr: float) -> tor
     return torch.optim.AdamW(learning, lr=lr, betas=BETAS, weight_decay=DECAY[method.kind], fused=True)
 
 
-def add_lora(model: nn.Module, *, rank: int, seed: int = 0) -> list[nn.Parameter]:
+def add_lora(model: nn.Module, *, rank: int, seed: int = 0, layers: Sequence[int] | None = None) -> list[nn.Parameter]:
     """PEFT's LoRA on every linear layer but the head, alpha twice the rank, no dropout; returns what learns.
 
     Args:
         seed: of the random half of each adapter.
+        layers: numbers of the transformer layers that get one; None is all of them.
     Raises:
         InputError: peft is not installed.
     """
@@ -194,7 +201,8 @@ def add_lora(model: nn.Module, *, rank: int, seed: int = 0) -> list[nn.Parameter
             got="not installed",
             hint="pip install 'not-fed[bench]'",
         ) from None
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_linear_names(model), lora_dropout=0.0)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_linear_names(model), lora_dropout=0.0,
+                        layers_to_transform=None if layers is None else list(layers))  # fmt: skip
     inject_adapter_in_model(config, model)
     source = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():

@@ -94,8 +94,8 @@ def _spread(layers: int, length: int) -> list[int]:
 def first_rates(method: Method, *, layers: int) -> tuple[float, ...]:
     """What a sweep begins with: the more full weights learn at once, the lower."""
     peers = {"lora": (2e-3, 4e-3), "full": (3e-4, 6e-4), "norms": (5e-3, 1e-2)}
-    if method.kind != "organ":
-        return peers[method.kind]
+    if method.rank or method.kind != "organ":
+        return peers["lora" if method.rank else method.kind]
     share = max(stop - start for start, stop in method.spans) / layers
     return (1e-3, 2e-3) if share < 0.2 else (7e-4, 1.4e-3) if share < 0.5 else (3e-4, 6e-4)
 
@@ -236,6 +236,7 @@ def train_alone(work: _Work, job: Job) -> dict[str, Any]:
         "cpu_seconds": round(cpu, 2),
         "peak_mb": peak,
         "learns": learner.learns(),
+        "travels": learner.travels(),
         "loss_first": curve[0],
         "loss_last": curve[-1],
         "validation": learner.perplexity(validation, bfloat16=True),
@@ -333,7 +334,8 @@ def _rows(content: Mapping[str, Any], methods: Sequence[Method], size: Size) -> 
                 "perplexity": statistics.mean(values), "spread": [min(values), max(values)],
                 "interval": [first["perplexity"]["ci_low"], first["perplexity"]["ci_high"]],
                 "step_cpu_seconds": step, "cpu_seconds": steps * step["median"],
-                "bytes": first["learns"] * BYTES, "peak_mb": max(run["peak_mb"] or 0 for run in runs),
+                "bytes": first["travels"] * BYTES, "learns": first["learns"],
+                "peak_mb": max(run["peak_mb"] or 0 for run in runs),
             }  # fmt: skip
 
 

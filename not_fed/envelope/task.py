@@ -69,6 +69,7 @@ class Training(Statement):
     """How the coordinator would like the span to be trained; a policy bounds it.
 
     Attributes:
+        rank: 0 lets all weights of the span learn; otherwise factors of that rank, whose product is added to them.
         proximal: mu of FedProx, which holds what a site trains near the round's start; it needs no bound and costs no
             privacy.
     """
@@ -79,6 +80,7 @@ class Training(Statement):
     max_tokens: int = Field(ge=2, le=1 << 20)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=1 << 32)
+    rank: int = Field(default=0, ge=0, le=4096)
     proximal: float = Field(default=0.0, ge=0, le=1e6)
 
 

@@ -30,6 +30,7 @@ from not_fed.organ.charging import Charge, NobodyPays, reserve
 from not_fed.organ.checkpoint import Base, Place
 from not_fed.organ.data import Records
 from not_fed.organ.extract import describe
+from not_fed.organ.factors import add_factors, merge_factors, require_factors
 from not_fed.organ.fit import check_fit
 from not_fed.organ.organ import Manifest, OrganInfo, read_organ
 from not_fed.organ.prefix import PrefixStore, compute_prefix, prefix_key, tokenise
@@ -46,6 +47,8 @@ from not_fed.privacy.release import require_known
 from not_fed.progress import Progress, silent
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+MAX_RANK = 4096
 
 Precision = Literal["float32", "bfloat16"]
 Mode = Literal["in-place", "stand-alone"]
@@ -92,6 +95,8 @@ class TrainSettings:
             unit's gradient vary with its company in a micro-batch, by up to 0.5 % of the clip (float32: 5e-7), which
             no epsilon accounts for: choose it for a private run knowingly; the manifest names it.
         dp: the plan of a private run, or None.
+        rank: 0 lets all weights of the span learn; otherwise factors of that rank, whose product is added to them
+            (`not_fed.organ.factors`).
         proximal: mu of FedProx: holds the span near its start; costs no epsilon. See `not_fed.organ.steps.Proximal`.
         engine: how a private run clips: "auto", or by name; see `not_fed.privacy.engine.engine`.
         declared_units: by what the plan's releases are divided: a public number, never counted from the records.
@@ -107,6 +112,7 @@ class TrainSettings:
     weight_decay: float = 0.01
     seed: int = 0
     precision: Precision = "float32"
+    rank: int = 0
     proximal: float = 0.0
     dp: DpPlan | None = None
     engine: Wanted = "auto"
@@ -123,7 +129,14 @@ class TrainSettings:
             ("max_tokens", self.max_tokens, self.max_tokens >= 2, "at least 2"),
             ("warmup", self.warmup, 0 <= self.warmup < 1, "0 or more, less than 1"),
             ("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "0 or more"),
+            ("rank", self.rank, 0 <= self.rank <= MAX_RANK, f"0 to {MAX_RANK:,}"),
             ("proximal", self.proximal, 0 <= self.proximal < math.inf, "0 or more"),
+            (
+                "proximal",
+                self.proximal,
+                not (self.rank and self.proximal),
+                "0 beside a rank: it holds weights, not factors",
+            ),
             (
                 "declared_units",
                 self.declared_units,
@@ -223,12 +236,14 @@ def train(
     before = others if start is None else (start, *others)
     if settings.dp is not None and any(_promises_nothing(organ) for organ in before):
         warn("the start was trained without privacy: epsilon says nothing about the records that it has seen")
-    data = _prepare(base, whose, settings, start=start, body=others, speed=speed, progress=progress, store=prefix_store)
+    data, learning = _prepare(
+        base, whose, settings, start=start, body=others, speed=speed, progress=progress, store=prefix_store
+    )
     prefix_seconds = time.monotonic() - started
     resume = Resume.beside(out, run=_fingerprint(base, settings, data, whose, start, others))
     steps: PlainSteps | PrivateSteps
     if (plan := settings.dp) is None or charge is None:
-        steps = _plain_steps(data, settings, save_every_s=speed.save_every_s)
+        steps = _plain_steps(data, learning, settings, save_every_s=speed.save_every_s)
     else:
         engine = choose_engine(data.model.span_layers, wanted=settings.engine, warn=warn)
         steps = PrivateSteps.begin(
@@ -242,8 +257,12 @@ def train(
             reserve=lambda: reserve(charge, whose, plan=plan, resume=resume),
             source=source,
         )
-    take_steps(steps, data.model.parameters(), settings, resume=resume, progress=progress)
+    take_steps(steps, learning, settings, resume=resume, progress=progress)
+    if settings.rank:
+        merge_factors(data.model)
     training = {"mode": settings.mode, "lr": settings.lr, "precision": settings.precision, **steps.summary()}
+    if settings.rank:
+        training["rank"] = settings.rank
     if settings.proximal:
         training["proximal"] = settings.proximal
     if others:
@@ -281,6 +300,7 @@ def _require_ready(
 ) -> None:
     """What would fail later fails before anything is read, computed or spent."""
     files.require_free(out)
+    require_factors(settings.rank)
     if body and settings.mode == "stand-alone":
         raise BodyBesideAlone(
             where="body", expected="no organ of other layers, which are left out in stand-alone training",
@@ -322,8 +342,8 @@ def _prepare(
     speed: Speed,
     progress: Progress,
     store: PrefixStore | None,
-) -> SpanData:
-    """Tokens, the model with its span ready to learn, and the prefix's activations of all records."""
+) -> tuple[SpanData, Mapping[str, nn.Parameter]]:
+    """Tokens, the model with its span ready to learn, the prefix's activations of all records; and what learns."""
     tokens = tokenise(load_tokenizer(base), records.texts, max_tokens=settings.max_tokens)
     if not any(tokens.predictions):
         raise NothingToLearn(
@@ -339,17 +359,25 @@ def _prepare(
     key = prefix_key(base, span=settings.span, data=tokens, body=body, alone=alone)
     micro_tokens = speed.micro_tokens
     cache = compute_prefix(model, tokens, key=key, micro_tokens=micro_tokens, store=store, progress=progress)
-    for parameter in model.parameters().values():
-        parameter.requires_grad_()
+    if settings.rank:
+        learning = add_factors(model, rank=settings.rank, seed=settings.seed)
+    else:
+        learning = model.parameters()
+        for parameter in learning.values():
+            parameter.requires_grad_()
     bfloat16 = settings.precision == "bfloat16"
-    return SpanData(model=model, tokens=tokens, cache=cache, micro_tokens=micro_tokens, bfloat16=bfloat16)
+    data = SpanData(model=model, tokens=tokens, cache=cache, micro_tokens=micro_tokens, bfloat16=bfloat16)
+    return data, learning
 
 
-def _plain_steps(data: SpanData, settings: TrainSettings, *, save_every_s: float) -> PlainSteps:
+def _plain_steps(
+    data: SpanData, learning: Mapping[str, nn.Parameter], settings: TrainSettings, *, save_every_s: float
+) -> PlainSteps:
     batches = plan_batches(data.lengths, epochs=settings.epochs, batch_tokens=settings.batch_tokens, seed=settings.seed)
     return PlainSteps(
-        data, batches=batches, epochs=settings.epochs, save_every_s=save_every_s, proximal=settings.proximal
-    )
+        data, batches=batches, epochs=settings.epochs, save_every_s=save_every_s, proximal=settings.proximal,
+        parameters=learning,
+    )  # fmt: skip
 
 
 def take_steps(

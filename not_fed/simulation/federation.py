@@ -65,6 +65,7 @@ class TrainingTable(Settings):
     max_tokens: int = Field(default=256, ge=2)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
+    rank: int = Field(default=0, ge=0, le=4096)
     proximal: float = Field(default=0.0, ge=0, le=1e6)
 
     def as_task(self) -> Training:

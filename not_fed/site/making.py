@@ -278,6 +278,7 @@ def _train(
         max_tokens=wishes.max_tokens,
         warmup=wishes.warmup,
         seed=wishes.seed,
+        rank=wishes.rank,
         proximal=wishes.proximal,
         dp=plan,
         declared_units=own.declared_units if own else None,

@@ -48,7 +48,7 @@ def test_factors_and_residual_are_the_exact_mean_of_the_products(base: Base) -> 
     ]
     mean = {name: torch.stack([each[name] for each in learnt]).mean(0) for name in learnt[0]}
     before = {name: module.base_layer.weight.detach().clone() for name, module in names.items()}
-    add_residual(one.trainee.model.model, learnt, mean, names=names)
+    add_residual(learnt, mean, names=names)
     for name, module in names.items():
         a, b = f"{name}.lora_A.default.weight", f"{name}.lora_B.default.weight"
         exact = 2 * torch.stack([each[b] @ each[a] for each in learnt]).mean(0)  # alpha is twice the rank
@@ -86,6 +86,18 @@ def test_a_round_of_organs_ends_with_the_mean_of_what_the_sites_learnt(
     one.run(training())
     for name, weight in one.trainee.learning.items():
         assert torch.allclose(weight, began[name] + 3.0 * ROUNDS.rounds, atol=1e-5), name
+
+
+def test_an_organ_that_learns_through_factors_is_averaged_as_weights(base: Base) -> None:
+    """And begins its next round with factors that change nothing."""
+    one = federation(base, Way(learns="organ", spans=ALL, rank=2))
+    before = {name: w.detach().clone() for name, w in one.trainee.model.model.named_parameters()}
+    found = one.run(training())
+    after = dict(one.trainee.model.model.named_parameters())
+    moved = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert moved == {name for name in after if ".base_layer." in name}
+    weights = sum(w.numel() for name, w in one.trainee.model.parameters().items() if ".lora_" not in name)
+    assert found["bytes"] == 4 * weights * 3 * 2 * ROUNDS.rounds
 
 
 def test_spans_in_turn_leave_a_body_of_several_organs(base: Base) -> None:

@@ -263,4 +263,4 @@ def test_without_the_package_that_merges_ties_is_refused_in_the_plan(
     monkeypatch.setattr(delta, "find_spec", lambda name: None)
     with pytest.raises(MergerMissing) as error:
         plan_body(organs, base=base, way=Delta(origin=base, overlap="ties"))
-    assert "not-fed[merge]" in error.value.hint
+    assert "not-fed[peft]" in error.value.hint

@@ -106,7 +106,7 @@ def require_merger(overlap: Overlap | None) -> None:
     if overlap == "ties" and find_spec("peft") is None:
         raise MergerMissing(
             where="--overlap ties", expected="peft", got="not installed",
-            hint="pip install 'not-fed[merge]', or --overlap mean",
+            hint="pip install 'not-fed[peft]', or --overlap mean",
         )  # fmt: skip
 
 
