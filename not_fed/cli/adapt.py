@@ -68,7 +68,8 @@ def adapt_command(
 ) -> None:
     """Make an organ for a model of another width: an ordinary organ of that model comes out.
 
-    It is an approximation that wants `not-fed recover` after its transplant; docs/adapters.md says what was measured.
+    Between strangers it is an approximation that can lose: recover the model that comes out, and compare it with one
+    made with --carry 0 and with the recipient alone. docs/adapters.md says what was measured.
     """
     from not_fed.organ.adapt import adapt_identity, plan_adaptation
     from not_fed.organ.adapt_fit import FitSettings, adapt_by_least_squares, paired_tokens
