@@ -204,7 +204,8 @@ class _Runner:
         """Runs of all lengths with the first seed, of the sweep's length with the others."""
         lr = self.rate(method)
         for steps in self.size.steps if seed == self.size.seeds[0] else (self.size.sweep_steps,):
-            self.run(Job(method=method, lr=lr, seed=seed, steps=steps))
+            for rate in (lr, lr / 2) if steps > self.size.sweep_steps else (lr,):  # a longer run bears less
+                self.run(Job(method=method, lr=rate, seed=seed, steps=steps))
 
     def run(self, job: Job) -> dict[str, Any]:
         """A job's result, from the file if it is done."""
@@ -320,23 +321,30 @@ def _rows(content: Mapping[str, Any], methods: Sequence[Method], size: Size) -> 
     jobs = list(content["jobs"].values())
     for method in methods:
         mine = [job for job in jobs if job["name"] == method.name]
-        lr = content["rates"].get(method.name)
         step = content["step_cpu_seconds"][method.name]
         for steps in size.steps:
-            runs = [job for job in mine if job["steps"] == steps and job["lr"] == lr]
-            if not runs:
+            here = [job for job in mine if job["steps"] == steps]
+            if not here:
                 continue
+            lr = min(_first_seed(here), key=lambda job: job["validation"]["value"])["lr"]
+            runs = [job for job in here if job["lr"] == lr]
             values = [run["perplexity"]["value"] for run in runs]
             first = min(runs, key=lambda run: run["seed"])
             yield {
                 "name": method.name, "kind": method.kind, "steps": steps, "tokens": first["tokens"], "lr": lr,
-                "tried": sorted({job["lr"] for job in mine}), "seeds": sorted(run["seed"] for run in runs),
+                "tried": sorted({job["lr"] for job in here}), "seeds": sorted(run["seed"] for run in runs),
                 "perplexity": statistics.mean(values), "spread": [min(values), max(values)],
                 "interval": [first["perplexity"]["ci_low"], first["perplexity"]["ci_high"]],
                 "step_cpu_seconds": step, "cpu_seconds": steps * step["median"],
                 "bytes": first["travels"] * BYTES, "learns": first["learns"],
                 "peak_mb": max(run["peak_mb"] or 0 for run in runs),
             }  # fmt: skip
+
+
+def _first_seed(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs that a rate is chosen by."""
+    first = min(job["seed"] for job in jobs)
+    return [job for job in jobs if job["seed"] == first]
 
 
 def budgets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
