@@ -61,6 +61,7 @@ def tiny_federation(
     epsilon: float | None = None,
     weights: Mapping[str, float] | None = None,
     secure_sum: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> FederationFile:
     """A federation file over a tiny base and records that are written into `folder`."""
     save_base(tiny_llama(), folder / "base")
@@ -78,7 +79,7 @@ def tiny_federation(
                 "mode": mode,
                 "rounds": rounds,
             },
-            "training": {"batch_tokens": 64, "max_tokens": 32, "lr": 1e-2},
+            "training": {"batch_tokens": 64, "max_tokens": 32, "lr": 1e-2, **(training or {})},
             "privacy": {"divisor": 4.0, "sample_rate": 0.25},
             "secure_sum": dict(secure_sum or {}),
             "runs": [{"name": "first", **({} if epsilon is None else {"epsilon": epsilon})}],
