@@ -63,33 +63,32 @@ QUICK = Size(
     most_rates=2,
 )
 FULL = Size(
-    records=400, sample_rate=0.12, rounds=Rounds(rounds=3, steps=3, rank=RANK), epsilons=(None, 8.0), seeds=(0, 1, 2),
-    most_rates=4,
+    records=400, sample_rate=0.1, rounds=Rounds(rounds=2, steps=3, rank=RANK), epsilons=(None, 8.0), seeds=(0, 1, 2),
+    most_rates=3,
 )  # fmt: skip
 
 
 def ways_for(layers: int, *, epsilon: float | None) -> list[Way]:
     """What is compared on a model of so many layers."""
-    third, three = max(1, layers // 3), min(3, max(1, layers // 3))
+    third = max(1, layers // 3)
     cuts = sorted({layers, layers - third, max(0, layers - 2 * third), 0})
-    thirds = tuple(pairwise(cuts))[::-1]
+    thirds, whole = tuple(pairwise(cuts))[::-1], ((0, layers),)
     together = [
-        Way(learns="organ", spans=thirds[:1]),
         Way(learns="lora"),
-        Way(learns="organ", spans=((0, layers),), rank=RANK),
-        Way(learns="organ", spans=thirds),
+        Way(learns="organ", spans=whole, rank=RANK),
+        Way(learns="organ", spans=thirds[:1]),
         Way(learns="ffa"),
-        Way(learns="organ", spans=((layers - three, layers),)),
+        Way(learns="organ", spans=whole),
     ]
     if epsilon is not None:
         return together
     return [
         *together,
         Way(learns="lora", how="fedex"),
-        Way(learns="organ", spans=((0, layers),)),
-        Way(learns="organ", spans=thirds[:1], how="alone"),
-        Way(learns="organ", spans=thirds[:1], how="pooled"),
         Way(learns="lora", how="pooled"),
+        Way(learns="organ", spans=whole, how="alone"),
+        Way(learns="organ", spans=whole, how="pooled"),
+        Way(learns="organ", spans=thirds),
     ]
 
 
