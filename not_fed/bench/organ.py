@@ -67,11 +67,13 @@ def methods_for(layers: int, *, quick: bool) -> list[Method]:
     cuts = sorted({layers, layers - third, max(0, layers - 2 * third), 0})
     thirds = tuple(pairwise(cuts))[::-1]
     four = tuple((start, start + three) for start in _spread(layers, three))
+    whole = ((0, layers),)
     methods = [
         Method(kind="organ", spans=thirds[:1]),
         Method(kind="lora", rank=16),
-        Method(kind="organ", spans=((0, layers),)),
+        Method(kind="organ", spans=whole),
         Method(kind="full"),
+        Method(kind="organ", spans=whole, rank=16),
         Method(kind="organ", spans=((layers - three, layers),)),
         Method(kind="organ", spans=four),
         Method(kind="organ", spans=thirds),
@@ -155,8 +157,8 @@ def bench_organ(
     for seed in size.seeds:
         for method in methods:
             runner.lengths(method, seed=seed)
-    runner.times(methods)
-    return finished.add(summary(finished.content, methods, size))
+    runner.times(methods_in(finished.content))
+    return finished.add(summary(finished.content))
 
 
 def finished_rates(path: Path) -> dict[str, float]:
@@ -283,11 +285,8 @@ def _time_steps(work: _Work, methods: Sequence[Method], repeats: int) -> dict[st
     found: dict[str, Any] = {}
     for method in methods:
         parts = [times[name] for name in times if name.rpartition(" / ")[0] == method.name]
-        found[method.name] = asdict(
-            Times(
-                *(statistics.mean(values) for values in zip(*[(t.median, t.low, t.high) for t in parts], strict=True))
-            )
-        )
+        columns = zip(*[(part.median, part.low, part.high) for part in parts], strict=True)
+        found[method.name] = asdict(Times(*(statistics.mean(column) for column in columns)))
     return found | {"matmul_gflops": round(matmul_gflops(), 1)}
 
 
@@ -311,18 +310,24 @@ def _alone(work: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
         return pool.apply(work, arguments)
 
 
-def summary(content: Mapping[str, Any], methods: Sequence[Method], size: Size) -> dict[str, Any]:
+def methods_in(content: Mapping[str, Any]) -> list[Method]:
+    """The methods that have a finished run, in the order of their first."""
+    named = [json.loads(key)["method"] for key in content["jobs"]]
+    return list(dict.fromkeys(Method(**{**one, "spans": tuple(map(tuple, one["spans"]))}) for one in named))
+
+
+def summary(content: Mapping[str, Any]) -> dict[str, Any]:
     """What follows from the finished runs; where some are missing, from those that are there."""
-    rows = list(_rows(content, methods, size))
+    rows = list(_rows(content))
     return {"rows": rows, "budgets": budgets(rows)}
 
 
-def _rows(content: Mapping[str, Any], methods: Sequence[Method], size: Size) -> Iterator[dict[str, Any]]:
+def _rows(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     jobs = list(content["jobs"].values())
-    for method in methods:
+    for method in methods_in(content):
         mine = [job for job in jobs if job["name"] == method.name]
         step = content["step_cpu_seconds"][method.name]
-        for steps in size.steps:
+        for steps in sorted({job["steps"] for job in mine}):
             here = [job for job in mine if job["steps"] == steps]
             if not here:
                 continue
