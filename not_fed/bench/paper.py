@@ -20,7 +20,7 @@ import torch
 
 from not_fed.bench.finished import Finished
 from not_fed.bench.organ_texts import Texts
-from not_fed.organ.anatomy import Span
+from not_fed.organ.anatomy import Span, third_span
 from not_fed.organ.checkpoint import Base, open_base
 from not_fed.organ.evaluate import Evaluator
 from not_fed.organ.extract import describe, extract
@@ -63,15 +63,6 @@ QUICK = Size(records=60, test=20, positions=(0.0, 1 / 3), recovery_steps=4)
 FULL = Size(records=1000, test=50, positions=(0.0, 0.1, 1 / 3, 2 / 3, 0.9, 1.0), recovery_steps=32)
 
 
-def paper_span(layers: int) -> Span:
-    """Three layers from a third of the depth, as the paper takes them; fewer where there are not that many.
-
-    >>> str(paper_span(12)), str(paper_span(24)), str(paper_span(30))
-    ('4:7', '8:11', '10:13')
-    """
-    return Span(layers // 3, min(layers, layers // 3 + 3))
-
-
 def bench_paper(
     base: Base, *, domains: Mapping[str, Texts], size: Size, out: Path, progress: Progress = silent
 ) -> dict[str, Any]:
@@ -83,7 +74,7 @@ def bench_paper(
     Returns:
         the file's object with `table` (the first domain's rows) and `matrix` added.
     """
-    span = paper_span(base.layers)
+    span = third_span(base.layers)
     facts = {
         "schema": SCHEMA, "base_sha256": base.sha256, "span": str(span), "domains": list(domains),
         "records": size.records, "test_records": size.test, "source": next(iter(domains.values())).source,
@@ -128,7 +119,7 @@ class _Protocol:
         self._row("random layers, replaced", lambda: self._put(self._random(), Replace()))
 
     def recoveries(self) -> None:
-        """A short healing on other records of the same domain, which no organ has seen."""
+        """A short healing on the records that the first domain's organs learnt from: it has too few for others."""
         at = self.span.start
         self._row("recovery of norms without an organ", lambda: self._recovered(self.base, "norms"))
         self._row(
@@ -207,7 +198,7 @@ class _Protocol:
     def _recovered(self, model: Base, what: Literal["norms", "neighbours", "organ"]) -> Base:
         texts = self.domains[self.first]
         settings = RecoverySettings(what=what, steps=self.size.recovery_steps)
-        plan = plan_recovery(model, texts=texts.train[-self.size.records :], settings=settings)
+        plan = plan_recovery(model, texts=texts.train[: self.size.records], settings=settings)
         return open_base(recover(plan, out=self._folder(), keep_worse=True, progress=self.progress).out)
 
     def _folder(self) -> Path:

@@ -28,7 +28,7 @@ from not_fed.bench.finished import Finished
 from not_fed.bench.harness import peak_memory_mb, reset_peak_memory
 from not_fed.bench.sweep_choice import NO_LIMITS, Limits, recommend
 from not_fed.errors import InputError
-from not_fed.organ.anatomy import Span
+from not_fed.organ.anatomy import Span, third_span
 from not_fed.organ.checkpoint import Base
 from not_fed.organ.data import Records
 from not_fed.organ.evaluate import loss_sums, perplexity_of
@@ -41,7 +41,6 @@ from not_fed.progress import Progress, silent
 SCHEMA = "not-fed/swept/1"
 LIBRARIES = ("not-fed", "torch", "transformers", "numpy")
 Clock = Callable[[], float]
-PAPER_LAYERS = 3
 STARTS = 8  # about so many starts, evenly spread, where none are asked for
 STEPS = 16
 
@@ -120,14 +119,7 @@ def plan_spans(
             where="sweep", expected=f"a span within 0:{layers}", got="starts and lengths that reach outside",
             hint="choose smaller --starts or --lengths",
         )  # fmt: skip
-    paper = paper_span(layers)
-    return tuple(sorted(found | ({paper} if paper else set())))
-
-
-def paper_span(layers: int) -> Span | None:
-    """The paper's choice: three layers from a third of the way up; None where they do not fit."""
-    start = layers // 3
-    return Span(start, start + PAPER_LAYERS) if start + PAPER_LAYERS <= layers else None
+    return tuple(sorted(found | {third_span(layers)}))
 
 
 def share_out(records: Records, *, share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -407,7 +399,7 @@ def _rows(trials: Mapping[str, Mapping[str, Any]], *, base: Base, work: _Work, w
     """One for each span of the folder, at its best rate; `seconds` is of training on `whole` tokens, a pass or more."""
     steps = len(work.batches) * work.epochs * whole / work.tokens
     prefixes = whole / sum(work.train.predictions)
-    paper = paper_span(base.layers)
+    paper = third_span(base.layers)
     for span in sorted({Span(*trial["span"]) for trial in trials.values()}):
         tried = [trial for trial in trials.values() if Span(*trial["span"]) == span]
         best = min(tried, key=lambda trial: (trial["perplexity"] or {}).get("value", math.inf))

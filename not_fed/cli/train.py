@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from not_fed.cli.options import BaseOption, Device, SpanOption, TextField, device_of
+from not_fed.cli.options import BaseOption, Device, TextField, device_of
 from not_fed.cli.output import AsJson, say
 from not_fed.cli.progress import shown
 from not_fed.cli.train_output import show_planned, show_trained
@@ -70,7 +70,13 @@ class Wish:
 def train_command(
     data: Annotated[Path, typer.Argument(help="Records: .jsonl, .txt (a record a line), .csv or .parquet.")],
     base: BaseOption,
-    span: SpanOption,
+    span: Annotated[
+        str | None,
+        typer.Option(
+            "--span",
+            help="Layers START:STOP, half-open: 20:23 is 20, 21, 22. [default: three from a third of the depth]",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The organ file to write.")] = None,
     init: Annotated[
         Path | None, typer.Option("--init", help="Start from this organ instead of the base's span.")
@@ -158,7 +164,7 @@ def train_command(
     as_json: AsJson = False,
 ) -> None:
     """Train a span on your records; all else stays frozen. An interrupted run goes on when started again."""
-    from not_fed.organ.anatomy import Span
+    from not_fed.organ.anatomy import Span, third_span
     from not_fed.organ.charging import ToLedger
     from not_fed.organ.data import identify_records, read_data
     from not_fed.organ.train import Speed, TrainSettings, train
@@ -179,8 +185,11 @@ def train_command(
     dp = None
     if wish is not None and ledger is not None and identity is not None:
         dp = _plan(wish, records, ledger.standing(identity, unit=records.unit), epochs=passes)
+    with shown() as progress:
+        found = find_base(base, progress=progress)
     settings = TrainSettings(
-        span=Span.parse(span), mode=mode.value, lr=lr or _default_rate(rank, private=dp is not None), epochs=passes,
+        span=third_span(found.layers) if span is None else Span.parse(span), mode=mode.value, epochs=passes,
+        lr=lr or _default_rate(rank, private=dp is not None),
         batch_tokens=batch_tokens, max_tokens=max_tokens, seed=seed, rank=rank, proximal=proximal, dp=dp,
         engine=engine.value,
         precision=_precision(precision, device=where, private=dp is not None),
@@ -189,7 +198,6 @@ def train_command(
     if mode is ModeName.STAND_ALONE:
         say(STAND_ALONE)
     with shown() as progress:
-        found = find_base(base, progress=progress)
         settings.span.check_inside(found.layers, where=str(found.folder))
         if dry_run:
             cost = None

@@ -30,8 +30,8 @@ refused.
 
 Exact: identity at equal widths (the organ's numbers as they are); identity into a recipient whose further
 coordinates are zero, except that its norms' epsilon counts d2 / d1 times as much; least squares between two models
-that differ by a rotation and a scale of the stream alone. Everything else is an approximation, whose quality is reported and which
-wants `recover`.
+that differ by a rotation and a scale of the stream alone. Everything else is an approximation, whose quality is
+reported and which wants `recover`.
 
 Privacy: what is fitted on the text is in the organ without noise, so the text must be public. The organ itself is only
 computed on further, so whatever its author claims about it holds for the result; the claim is kept as it is.

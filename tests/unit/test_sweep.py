@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from not_fed.bench import sweep as module
-from not_fed.bench.sweep import NextCommand, NoSpanInside, SweepSettings, paper_span, plan_spans, share_out, sweep
+from not_fed.bench.sweep import NextCommand, NoSpanInside, SweepSettings, plan_spans, share_out, sweep
 from not_fed.bench.sweep_choice import BUDGET, KNEE, NO_LIMITS, Limits, recommend, table
 from not_fed.bench.sweep_picture import conclusion, sweep_picture
 from not_fed.errors import InputError
@@ -126,7 +126,6 @@ def test_of_several_rates_the_best_counts_and_all_are_shown(swept: dict[str, Any
 
 def test_the_papers_span_has_its_row_and_its_mark(swept: dict[str, Any]) -> None:
     assert [name for name, row in rowed(swept).items() if row["paper"]] == ["1:4"]
-    assert [str(paper_span(layers)) for layers in (30, 12, 4, 3)] == ["10:13", "4:7", "1:4", "None"]
     assert Span(10, 13) in plan_spans(30, lengths=[1], starts=[0])
 
 
