@@ -88,7 +88,7 @@ class Trainee:
         self._adapters = method == "lora"
         self._begin()
         self._began = {name: weight.detach().clone() for name, weight in self.learning.items()}
-        self._lora_a = [name for name in self.learning if ".lora_A." in name]
+        self._lora_a = {name: weight for name, weight in self.model.parameters().items() if ".lora_A." in name}
         head: Tensor = self.model.head.weight  # type: ignore[assignment]
         self._head = head.detach().to(torch.bfloat16) if precision == "bfloat16" else head
 
@@ -104,6 +104,7 @@ class Trainee:
             for name, weight in self.model.parameters().items()
             if (not self._adapters or ".lora_" in name) and not (self._frozen and self._frozen in name)
         }
+        self.model.model.requires_grad_(requires_grad=False)  # what stays is not clipped and gets no noise either
         for weight in named.values():
             weight.requires_grad_()
         return named
@@ -125,8 +126,8 @@ class Trainee:
             for name, weight in self.learning.items():
                 weight.copy_(self._began[name])
                 weight.grad = None
-            for name in self._lora_a:
-                nn.init.kaiming_uniform_(self.learning[name], a=math.sqrt(5), generator=source)
+            for weight in self._lora_a.values():
+                nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=source)
 
     def read(self, name: str, texts: Sequence[str]) -> Corpus:
         """Tokens and prefix of a set of texts, computed once under this name."""

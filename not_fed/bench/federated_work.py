@@ -104,10 +104,10 @@ class Federation:
         )  # fmt: skip
         self.cpu_seconds = 0.0
         self._travelled = 0
-        self._first = {name: weight.detach().clone() for name, weight in self.trainee.learning.items()}
 
     def run(self, training: Training) -> dict[str, Any]:
         """All rounds; then the perplexity of what each site has in the end."""
+        self._first = {name: weight.detach().clone() for name, weight in self.trainee.learning.items()}
         if self.way.how == "alone":
             found = [self._site_alone(name, training) for name in self.sites]
             measured = {kind: _mean_of([one[kind] for one in found]) for kind in KINDS}

@@ -83,6 +83,12 @@ class Training(Statement):
     rank: int = Field(default=0, ge=0, le=4096)
     proximal: float = Field(default=0.0, ge=0, le=1e6)
 
+    @model_validator(mode="after")
+    def _factors_or_weights(self) -> Self:
+        if self.rank and self.proximal:
+            raise ValueError("no proximal beside a rank: it holds weights, not factors")
+        return self
+
 
 class ProposedPrivacy(Statement):
     """The guarantee the coordinator would like; each site uses its own constants and the smaller epsilon."""

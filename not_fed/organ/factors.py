@@ -11,6 +11,7 @@ Source: Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models, arXi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -36,6 +37,12 @@ class NothingLinear(FitError):
     code = "nothing-linear"
 
 
+class RankTooHigh(FitError):
+    """Factors of this rank are more numbers than the weights that they stand for."""
+
+    code = "rank-too-high"
+
+
 def require_factors(rank: int) -> None:
     """Raise FactorsMissing when factors are wanted and cannot be had."""
     if not rank:
@@ -58,7 +65,9 @@ def add_factors(model: SplitModel, *, rank: int, seed: int) -> dict[str, nn.Para
         the factors by name.
     Raises:
         FactorsMissing, NothingLinear.
-    Proved by: tests/unit/test_factors.py::test_at_first_factors_change_nothing
+        RankTooHigh: nothing was changed. So a rank never asks for more memory than the span's weights themselves do.
+    Proved by: tests/unit/test_factors.py::test_at_first_factors_change_nothing,
+        tests/unit/test_factors.py::test_factors_that_are_more_than_the_weights_are_refused
     """
     require_factors(rank)
     from peft import LoraConfig, inject_adapter_in_model
@@ -69,6 +78,7 @@ def add_factors(model: SplitModel, *, rank: int, seed: int) -> dict[str, nn.Para
         raise NothingLinear(
             where=f"layers {model.span}", expected="a linear layer", got="none", hint="train without a rank"
         )
+    _require_fewer(model, linear.values(), rank=rank)
     config = LoraConfig(
         r=rank, lora_alpha=round(SCALE * rank), lora_dropout=0.0, target_modules=sorted(linear),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear.values()),
@@ -86,6 +96,16 @@ def add_factors(model: SplitModel, *, rank: int, seed: int) -> dict[str, nn.Para
                 weight.copy_(drawn)
     model.model.eval()
     return factors
+
+
+def _require_fewer(model: SplitModel, linear: Iterable[nn.Linear | Conv1D], *, rank: int) -> None:
+    shapes = [module.weight.shape for module in linear]
+    most = sum(math.prod(shape) for shape in shapes) // sum(map(sum, shapes))
+    if rank > most:
+        raise RankTooHigh(
+            where=f"layers {model.span}", expected=f"a rank of at most {most:,}", got=f"{rank:,}",
+            hint="take a lower rank; or train without one, which then has fewer numbers that learn",
+        )  # fmt: skip
 
 
 def merge_factors(model: SplitModel) -> None:

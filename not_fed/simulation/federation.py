@@ -68,6 +68,12 @@ class TrainingTable(Settings):
     rank: int = Field(default=0, ge=0, le=4096)
     proximal: float = Field(default=0.0, ge=0, le=1e6)
 
+    @model_validator(mode="after")
+    def _factors_or_weights(self) -> Self:
+        if self.rank and self.proximal:
+            raise ValueError("have no proximal beside a rank: it holds weights, not factors")
+        return self
+
     def as_task(self) -> Training:
         """For the coordinator's plan."""
         return Training(**self.model_dump())

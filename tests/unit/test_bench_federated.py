@@ -69,6 +69,17 @@ def test_of_ffa_lora_one_half_is_everybodys_and_stays(base: Base) -> None:
     assert found["bytes"] == 4 * b_half * 3 * 2 * ROUNDS.rounds
 
 
+def test_of_ffa_lora_only_the_half_that_learns_is_clipped_and_noised(base: Base) -> None:
+    """And the other half is another one for another seed, as LoRA's is."""
+    one = federation(base, Way(learns="ffa"))
+    assert len(one.trainee.engine.parameters) == len(one.trainee.learning)
+    halves = []
+    for seed in (0, 1):
+        one.trainee.reset(seed=seed)
+        halves.append(next(w.clone() for name, w in one.trainee.model.parameters().items() if ".lora_A." in name))
+    assert not torch.equal(*halves)
+
+
 def test_a_round_of_organs_ends_with_the_mean_of_what_the_sites_learnt(
     base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:

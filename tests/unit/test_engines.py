@@ -316,6 +316,8 @@ class Odd(nn.Module):
             return hidden + self.second(self.first(hidden.mean(dim=0, keepdim=True)))
         if self.how == "keyword":
             return self.second(self.first(input=hidden))
+        if self.how == "behind, then zeros":
+            return hidden + self.second(self.first(hidden) + linear(hidden, self.first.weight))
         return self.second(self.first(hidden)) + linear(hidden, self.first.weight)  # "behind"
 
     def losses(self, units: Sequence[int]) -> Tensor:
@@ -391,6 +393,15 @@ def test_the_sentinel_catches_a_module_that_is_not_what_its_name_says() -> None:
     layer = Odd("behind").eval()
     with pytest.raises(SentinelDisagrees):
         check_against_autograd(BookKeeping([layer]), losses=layer.losses)
+
+
+def test_the_sentinel_sees_what_lies_behind_weights_that_are_zero() -> None:
+    """As low-rank factors begin, and layers that are put in from zero: what is behind has no gradient yet."""
+    layer = Odd("behind, then zeros").eval()
+    nn.init.zeros_(layer.second.weight)
+    with pytest.raises(SentinelDisagrees):
+        check_against_autograd(BookKeeping([layer]), losses=layer.losses)
+    assert not layer.second.weight.any()
 
 
 @pytest.mark.parametrize("part", ["squared_norms", "sums"])

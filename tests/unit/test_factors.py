@@ -19,7 +19,7 @@ from not_fed.organ.charging import PublicRecords
 from not_fed.organ.checkpoint import Base
 from not_fed.organ.evaluate import Evaluator
 from not_fed.organ.extract import extract
-from not_fed.organ.factors import FactorsMissing, add_factors, merge_factors
+from not_fed.organ.factors import FactorsMissing, RankTooHigh, add_factors, merge_factors
 from not_fed.organ.split import load_split
 from not_fed.organ.train import TrainSettings, train
 from not_fed.privacy.accounting import DpPlan
@@ -63,6 +63,21 @@ def test_at_first_factors_change_nothing(make: Callable[[], PreTrainedModel], tm
     assert {name for name, weight in model.parameters().items() if weight.requires_grad} == set(factors)
     merge_factors(model)
     assert set(model.parameters()) == names
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_factors_that_are_more_than_the_weights_are_refused(
+    make: Callable[[], PreTrainedModel], tmp_path: Path
+) -> None:
+    """A rank can come from a coordinator: it never asks for more memory than the layers that a policy allows."""
+    model = load_split(save_base(make(), tmp_path / "base"), span=SPAN)
+    before = {name: weight.numel() for name, weight in model.parameters().items()}
+    with pytest.raises(RankTooHigh, match="rank of at most") as refused:
+        add_factors(model, rank=4096, seed=0)
+    assert set(model.parameters()) == set(before)
+    most = int(refused.value.expected.rpartition(" ")[2])
+    factors = add_factors(model, rank=most, seed=0)
+    assert sum(weight.numel() for weight in factors.values()) <= sum(before.values())
 
 
 @pytest.mark.parametrize("make", MODELS)

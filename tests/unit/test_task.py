@@ -30,6 +30,8 @@ from not_fed.envelope.task import (
 )
 from not_fed.errors import NotFedError
 from not_fed.keys import Steward, dsse
+from not_fed.settings import BadSettings, load
+from not_fed.simulation.federation import TrainingTable
 from not_fed.trust.roster import TrustedRoster, create_roster, load_roster
 from tests.support.trust import NOW, Site
 
@@ -120,6 +122,15 @@ def test_a_signed_task_of_another_shape_is_refused(roster: TrustedRoster, change
     payload = {**json.loads(task().to_payload()), **change}
     line = dsse.sign(canonical.dumps(payload), payload_type=TASK_TYPE, signer=HUB.signer)
     assert code_of(lambda: verify_task(line, roster=roster, now=NOW)) == "signed-malformed"
+
+
+def test_a_proximal_term_beside_a_rank_is_refused_where_it_is_written(tmp_path: Path) -> None:
+    """Not by every site in the middle of a run."""
+    with pytest.raises(ValueError, match="no proximal beside a rank"):
+        Training(lr=1e-3, epochs=1, batch_tokens=64, max_tokens=32, rank=2, proximal=0.1)
+    (file := tmp_path / "training.toml").write_text("rank = 2\nproximal = 0.1\n")
+    with pytest.raises(BadSettings, match="no proximal beside a rank"):
+        load(TrainingTable, file)
 
 
 @pytest.mark.parametrize(

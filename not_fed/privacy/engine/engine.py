@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal, Protocol
 
 import torch
@@ -24,6 +25,7 @@ Wanted = Literal["auto", "book-keeping", "loop", "opacus"]
 
 TOLERANCE = 1e-3  # of the sentinel, relative to the clip
 COARSE_TOLERANCE = 5e-2  # where layers compute in fewer than 32 bits
+STIRRED = 0.02  # deviation of what stands for zeros while the sentinel looks
 
 
 class SentinelDisagrees(FitError):
@@ -98,15 +100,40 @@ def check_against_autograd(engine: Engine, *, losses: Losses, tolerance: float |
         losses: as for `Engine.clip_into`, on a micro-batch of two units. Two long ones of unlike length see most.
         tolerance: largest relative error; without it `TOLERANCE`, or `COARSE_TOLERANCE` where the layers' weights have
             fewer than 32 bits. Pass `COARSE_TOLERANCE` under autocast.
+    Guarantees:
+        the weights are afterwards as they were. Those that are nothing but zeros, such as LoRA's B at its start, are
+        random meanwhile: behind zeros every gradient is zero, and a wrong one would not show.
     Raises:
         SentinelDisagrees: their clipped sum differs by more than that part of the clip. Nothing was trained.
         CannotClip: the losses depend on a trained weight that is not one of the engine's.
         UnknownModule, SpanInTraining: as `Engine.clip_into`.
-    Proved by: tests/unit/test_engines.py::test_the_sentinel_catches_a_module_that_is_not_what_its_name_says
+    Proved by: tests/unit/test_engines.py::test_the_sentinel_catches_a_module_that_is_not_what_its_name_says,
+        tests/unit/test_engines.py::test_the_sentinel_sees_what_lies_behind_weights_that_are_zero
     """
     if tolerance is None:
         coarse = any(weight.dtype not in (torch.float32, torch.float64) for weight in engine.parameters.values())
         tolerance = COARSE_TOLERANCE if coarse else TOLERANCE
+    with _none_at_zero(engine.parameters.values()):
+        _compare(engine, losses, tolerance=tolerance)
+
+
+@contextmanager
+def _none_at_zero(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Weights that are nothing but zeros are small random numbers inside, and zeros again afterwards."""
+    zeros = [weight for weight in weights if not bool(weight.any())]
+    source = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            for weight in zeros:
+                weight.copy_(STIRRED * torch.randn(weight.shape, generator=source))
+        yield
+    finally:
+        with torch.no_grad():
+            for weight in zeros:
+                weight.zero_()
+
+
+def _compare(engine: Engine, losses: Losses, *, tolerance: float) -> None:
     alone = [total_loss(losses, [unit]) for unit in (0, 1)]
     for loss in alone:
         _require_owned(engine, loss)
