@@ -189,11 +189,11 @@ def train_command(
         found = find_base(base, progress=progress)
     settings = TrainSettings(
         span=third_span(found.layers) if span is None else Span.parse(span), mode=mode.value, epochs=passes,
-        lr=lr or _default_rate(rank, private=dp is not None),
+        lr=_default_rate(rank, private=dp is not None) if lr is None else lr,
         batch_tokens=batch_tokens, max_tokens=max_tokens, seed=seed, rank=rank, proximal=proximal, dp=dp,
         engine=engine.value,
         precision=_precision(precision, device=where, private=dp is not None),
-        declared_units=declared_units or (divisor / sample_rate if dp is not None else None),
+        declared_units=divisor / sample_rate if declared_units is None and dp is not None else declared_units,
     )  # fmt: skip
     if mode is ModeName.STAND_ALONE:
         say(STAND_ALONE)

@@ -46,6 +46,7 @@ def show_trained(trained: Trained, *, as_json: bool) -> None:
         "loss_first": trained.loss_first,
         "loss_last": trained.loss_last,
         **{name: claim.get(name) for name in ("epsilon", "delta", "unit", "records_per_person", "repeated_steps")},
+        "rank": how.get("rank", 0),
         **{name: how.get(name) for name in ("mode", "engine", "precision", "audit", "releases", "ledger_head")},
     }
     lines = [

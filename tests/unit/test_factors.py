@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from not_fed.cli import main as command
 from not_fed.errors import InputError
 from not_fed.organ.anatomy import Span
 from not_fed.organ.charging import PublicRecords
@@ -117,6 +119,26 @@ def test_a_private_run_clips_and_noises_the_factors_and_moves_nothing_else(tmp_p
 def test_a_proximal_term_beside_a_rank_is_refused() -> None:
     with pytest.raises(InputError, match="proximal"):
         replace(SETTINGS, proximal=0.1)
+
+
+def test_the_command_says_the_rank_and_takes_a_rate_as_it_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rate of 0 is refused, not silently replaced by the default."""
+    base = save_base(tiny.tiny_llama(), tmp_path / "base")
+    (data := tmp_path / "notes.txt").write_text("\n".join(records(20)))
+
+    def train_command(*words: str) -> int:
+        where = ("--base", str(base.folder), "--span", str(SPAN), "--out", str(tmp_path / "o.organ"))
+        monkeypatch.setattr("sys.argv", ["not-fed", "train", str(data), *where, "--rank", str(RANK), "--json", *words])
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        return int(ended.value.code or 0)
+
+    assert train_command("--lr", "0") == InputError.exit_code
+    assert not (tmp_path / "o.organ").exists()
+    assert train_command("--lr", "1e-2") == 0
+    assert json.loads(capsys.readouterr().out)["rank"] == RANK
 
 
 def test_without_the_package_nothing_is_read_or_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
