@@ -338,6 +338,7 @@ def _rows(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield {
                 "name": method.name, "kind": method.kind, "steps": steps, "tokens": first["tokens"], "lr": lr,
                 "tried": sorted({job["lr"] for job in here}), "seeds": sorted(run["seed"] for run in runs),
+                "validation": statistics.mean([run["validation"]["value"] for run in runs]),
                 "perplexity": statistics.mean(values), "spread": [min(values), max(values)],
                 "interval": [first["perplexity"]["ci_low"], first["perplexity"]["ci_high"]],
                 "step_cpu_seconds": step, "cpu_seconds": steps * step["median"],
@@ -355,7 +356,8 @@ def _first_seed(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def budgets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """At the time that each run of LoRA took: the best LoRA that is done by then, and the best organ.
 
-    A budget that no organ meets has `organ` null.
+    Best is by validation, so that whoever has more candidates gains nothing on the test records by it. A budget that no
+    organ meets has `organ` null.
     """
     found = []
     peers = [row for row in rows if row["kind"] == "lora"]
@@ -363,7 +365,7 @@ def budgets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         best: dict[str, Any] = {"cpu_seconds": limit}
         for kind in ("lora", "organ"):
             done = [row for row in rows if row["kind"] == kind and row["cpu_seconds"] <= limit * (1 + 1e-9)]
-            row = min(done, key=lambda row: row["perplexity"], default=None)
+            row = min(done, key=lambda row: row["validation"], default=None)
             best[kind] = row and {key: row[key] for key in ("name", "steps", "perplexity", "cpu_seconds")}
         found.append(best)
     return found

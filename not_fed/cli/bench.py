@@ -130,7 +130,7 @@ def paper_command(
     with shown() as progress, tempfile.TemporaryDirectory() as scratch:
         result = bench_paper(
             find_base(base, progress=progress), size=size, out=out or Path(scratch) / "bench.json", progress=progress,
-            domains=of_corpus(corpus.value, records=size.records, held_out=HELD_OUT, progress=progress),
+            domains=of_corpus(corpus.value, records=size.records + size.others, held_out=HELD_OUT, progress=progress),
         )  # fmt: skip
     sys.stdout.write((json.dumps(result) if as_json else table(result)) + "\n")
 

@@ -115,7 +115,14 @@ def test_too_few_records_for_one_pass_are_refused(base: Base, tmp_path: Path, in
 
 
 def _row(kind: str, cpu_seconds: float, perplexity: float) -> dict[str, Any]:
-    return {"kind": kind, "name": kind, "steps": 1, "cpu_seconds": cpu_seconds, "perplexity": perplexity}
+    return {
+        "kind": kind,
+        "name": kind,
+        "steps": 1,
+        "cpu_seconds": cpu_seconds,
+        "perplexity": perplexity,
+        "validation": perplexity,
+    }
 
 
 def test_a_budget_counts_only_what_is_done_in_time() -> None:
