@@ -52,7 +52,7 @@ from torch import Tensor
 from not_fed import files
 from not_fed.errors import FitError
 from not_fed.organ.anatomy import Span
-from not_fed.organ.checkpoint import Base
+from not_fed.organ.checkpoint import Base, Place
 from not_fed.organ.extract import describe
 from not_fed.organ.fit import check_fit
 from not_fed.organ.organ import OrganInfo, read_organ
@@ -184,6 +184,8 @@ def plan_adaptation(
     _require_agreement(given, there, where=where)
     own = recipient.span_places(place)
     _require_known(organ, own, where=where)
+    _require_sizes(organ.places, given, where=f"{where}, the organ's blood type")
+    _require_sizes(own, there, where=f"{where}, the recipient's config.json")
     require_trainable([*organ.places.values(), *own.values()], where=where)
     looked_at = {organ.path, *(file.file for base in (donor, recipient) for file in base.places.values())}
     return AdaptPlan(
@@ -350,6 +352,25 @@ def _require_known(organ: OrganInfo, own: Mapping[str, Any], *, where: str) -> N
             where=f"{where}, tensor {odd[0][:100]}", expected="the same, known tensors in organ and recipient",
             got=has, hint="choose a recipient whose layers hold the same tensors, biases and norms",
         )  # fmt: skip
+
+
+def _require_sizes(places: Mapping[str, Place], facts: Mapping[str, Any], *, where: str) -> None:
+    """Raise CannotAdapt unless the tensors have the sizes that the facts say, and queries come in whole groups."""
+    heads, keys, size, width = (
+        facts[name] for name in ("attention_heads", "key_value_heads", "head_dim", "hidden_size")
+    )
+    neurons = facts["intermediate_size"]
+    if all(type(number) is int and number > 0 for number in (heads, keys, size, width, neurons)) and heads % keys == 0:
+        rows = {"query": heads * size, "key": keys * size, "neuron": neurons}
+        expected: dict[str, tuple[int, ...]] = {f"{branch.norm}.weight": (width,) for branch in BRANCHES}
+        expected |= {f"{branch.writes}.weight": (width, rows[branch.columns]) for branch in BRANCHES}
+        expected |= {f"{name}.weight": (rows[of], width) for branch in BRANCHES for name, of in branch.reads.items()}
+        if all(expected.get(name.split(".", 2)[2], place.shape) == place.shape for name, place in places.items()):
+            return
+    raise CannotAdapt(
+        where=where, expected="heads, groups and widths that its tensors have", got="others",
+        hint="download the model again; its settings and its weights contradict each other",
+    )  # fmt: skip
 
 
 def _slots(given: Mapping[str, Any], there: Mapping[str, Any], *, where: str) -> dict[str, Slots]:

@@ -7,8 +7,10 @@ model's blood type is the same however its config.json is spelled. What is not l
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +20,7 @@ Config = Mapping[str, Any]  # config.json
 LAYER_TYPES = "layer_types"  # the field of a blood type that belongs to a span, not to its model
 FULL = "full_attention"  # the kind of layer that needs no mention
 _SLIDING = "sliding_attention"
+MAX_LAYERS = 4096  # what is counted off layer by layer must end; the largest models have some hundred
 _WIDTHS = frozenset({"hidden_size", "attention_heads", "key_value_heads", "head_dim", "intermediate_size"})
 
 
@@ -25,6 +28,12 @@ class UnknownFamily(FitError):
     """This model's architecture is not one that organs can be cut from."""
 
     code = "family-unknown"
+
+
+class BadConfig(InputError):
+    """This config.json says something that no model has."""
+
+    code = "bad-config"
 
 
 class NotADecoder(FitError):
@@ -289,7 +298,7 @@ FAMILIES: Mapping[str, Family] = {
 
 def is_listed(config: Config) -> bool:
     """Whether this architecture's anatomy is written down here; it is looked for in the model otherwise."""
-    return config.get("model_type") in FAMILIES
+    return str(config.get("model_type")) in FAMILIES
 
 
 def text_config(config: Config) -> Config:
@@ -319,22 +328,72 @@ def family_of(config: Config, *, where: str) -> Family:
 
 
 def layer_count(config: Config) -> int:
-    """Number of decoder layers."""
+    """Number of decoder layers; raises BadConfig."""
     config = text_config(config)
-    return int(config.get("num_hidden_layers", config.get("n_layer", 0)))
+    count = config.get("num_hidden_layers", config.get("n_layer", 0))
+    if type(count) is not int or not 0 <= count <= MAX_LAYERS:
+        raise BadConfig(
+            where="config.json, number of layers",
+            expected=f"a whole number up to {MAX_LAYERS:,}",
+            got=str(count)[:60],
+            hint="download the model again",
+        )
+    return count
+
+
+@contextmanager
+def told_by_config(where: str) -> Iterator[None]:
+    """Raise BadConfig for whatever comes of values in a config.json that are not of their kind.
+
+    Proved by: tests/unit/test_model_folder.py::test_a_config_that_no_model_has_is_bad_input
+    """
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise BadConfig(
+            where=where, expected="settings of the kinds that transformers writes",
+            got=f"one that is not ({type(error).__name__})", hint="download the model again",
+        ) from None  # fmt: skip
 
 
 def layer_types(config: Config, *, where: str) -> tuple[str, ...] | None:
-    """What kind each layer of a listed model is, where they differ in more than their weights; None elsewhere."""
+    """What kind each layer of a listed model is, where they differ in more than their weights; None elsewhere.
+
+    Raises:
+        BadConfig: it does not name one kind for each layer; as `family_of`.
+    """
     family, config = family_of(config, where=where), _completed(config, where=where)
     if family.types is None:
         return None
-    return tuple(config.get("layer_types") or family.types(config))
+    with told_by_config(where):
+        types = config.get(LAYER_TYPES) or family.types(config)
+        if (
+            not isinstance(types, list)
+            or len(types) != layer_count(config)
+            or not all(isinstance(t, str) for t in types)
+        ):
+            raise ValueError(LAYER_TYPES)
+    return tuple(types)
 
 
 def blood_type(config: Config, *, where: str) -> dict[str, Any]:
-    """The facts two models of a listed family must share to exchange organs: JSON values, comparable with `==`."""
-    family, config = family_of(config, where=where), _completed(config, where=where)
+    """The facts two models of a listed family must share to exchange organs: JSON values, comparable with `==`.
+
+    Raises:
+        BadConfig: a value is not of its kind; as `family_of`.
+    """
+    family = family_of(config, where=where)
+    with told_by_config(where):
+        return as_json(_facts(family, _completed(config, where=where)))
+
+
+def as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts as JSON has them; what it has no number for, NaN and infinity, by its name."""
+    found: dict[str, Any] = json.loads(json.dumps(facts), parse_constant=str)
+    return found
+
+
+def _facts(family: Family, config: Config) -> dict[str, Any]:
     facts: dict[str, Any] = {"family": config["model_type"]}
     for name, keys in family.facts.items():
         facts[name] = next((config[key] for key in keys if config.get(key) is not None), None)
@@ -353,7 +412,8 @@ def with_types(facts: Mapping[str, Any], types: Sequence[str]) -> dict[str, Any]
 
 def _completed(config: Config, *, where: str) -> Config:
     family = family_of(config, where=where)
-    return family.complete({**family.usual, **text_config(config)})
+    with told_by_config(where):
+        return family.complete({**family.usual, **text_config(config)})
 
 
 def rope(config: Config) -> dict[str, Any]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from not_fed.organ.discovery import Found
 
 MAX_CONFIG_BYTES = 16 << 20
+_ELSEWHERE = ("transformers_weights", "configuration_files")  # keys of config.json that name files to read instead
 _SHA_THREADS = 2
 
 
@@ -184,14 +185,32 @@ def open_base(folder_or_name: str | Path, *, progress: Progress = silent) -> Bas
     Args:
         folder_or_name: a folder in Hugging Face layout, or a hub id (fetched by huggingface_hub).
     Raises:
-        NotABase: no such folder or hub id, no config.json, or no safetensors weights.
+        NotABase: no such folder or hub id, no config.json, no safetensors weights, or others than transformers loads.
+    Guarantees:
+        what is digested here are the weights that transformers loads from that folder.
+    Proved by: tests/unit/test_model_folder.py::test_a_folder_that_transformers_reads_otherwise_is_no_base
     """
     folder = Path(folder_or_name)
     if not folder.is_dir():
         folder = _from_hub(str(folder_or_name))
     folder = folder.resolve()
     config = _read_json(folder / "config.json")
+    _require_one_reading(folder, config)
     return Base(folder=folder, config=config, places=_read_places(folder), progress=progress)
+
+
+def _require_one_reading(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise NotABase where transformers would read other weights or settings, or load code, from this folder."""
+    odd = [f"{key} in config.json" for key in _ELSEWHERE if key in config]
+    wholes = [config, *(value for value in config.values() if isinstance(value, dict))]
+    code = ((key, value) for whole in wholes for key, value in whole.items() if key.endswith("attn_implementation"))
+    odd += [f"{key} from a repository, in config.json" for key, value in code if "/" in str(value)]
+    odd += ["an adapter, in adapter_config.json"] * (folder / "adapter_config.json").exists()
+    if odd:
+        raise NotABase(
+            where=str(folder), expected="a model that is its config.json and its own safetensors files", got=odd[0],
+            hint="transformers would load something else from it: merge or take that out, then save the model again",
+        )  # fmt: skip
 
 
 def _remembered(kind: str, places: Mapping[str, Place], *, progress: Progress = silent) -> str:
@@ -256,6 +275,11 @@ def _read_places(folder: Path) -> dict[str, Place]:
             got="something else",
             hint="download the checkpoint again",
         )
+    if single.exists() and {*weight_map.values()} != {single.name}:
+        raise NotABase(
+            where=str(folder), expected=f"{single.name} or an index with its shards", got="both",
+            hint="transformers would load the one file and leave the shards; take away what is old",
+        )  # fmt: skip
     return dict(_merge(folder, weight_map))
 
 
@@ -270,6 +294,11 @@ def _merge(folder: Path, weight_map: Mapping[str, str]) -> Iterable[tuple[str, P
                 hint="download the checkpoint again",
             )
         shards[name] = read_header(_weights(folder / name))
+        if odd := sorted(tensor for tensor in shards[name] if weight_map.get(tensor) != name):
+            raise NotABase(
+                where=str(folder / name), expected="the tensors that the index names there, and no others",
+                got=odd[0][:100], hint="transformers would load that as well; save the model again",
+            )  # fmt: skip
     for tensor, shard in weight_map.items():
         if tensor not in shards[shard]:
             raise TensorMissing(

@@ -14,7 +14,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from not_fed.organ.anatomy import FULL, LAYER_TYPES, Config, Family, NotADecoder, UnknownFamily, rope
+from not_fed.organ.anatomy import (
+    FULL,
+    LAYER_TYPES,
+    MAX_LAYERS,
+    Config,
+    Family,
+    NotADecoder,
+    UnknownFamily,
+    as_json,
+    rope,
+    told_by_config,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +64,7 @@ def discover(config: Config, *, file: Path) -> Found:
     Raises:
         NotADecoder: an encoder, or an encoder with a decoder.
         UnknownFamily: transformers does not have it, or it has no one list of layers.
+        BadConfig: a value is not of its kind.
     Proved by: tests/unit/test_families.py::test_a_family_that_is_not_listed_is_found_in_its_model
     """
     return _discover(json.dumps(config, sort_keys=True), file)
@@ -62,13 +74,18 @@ def discover(config: Config, *, file: Path) -> Found:
 def _discover(text: str, file: Path) -> Found:
     config, where = json.loads(text), str(file)
     whole = _settings(config, file=file)
+    with told_by_config(where):
+        layers = int(getattr(whole.get_text_config(), "num_hidden_layers", 0))
+        if layers > MAX_LAYERS:  # building it would take hours
+            raise ValueError(layers)
     model = _empty(whole, where=where)
-    layers = int(getattr(whole.get_text_config(), "num_hidden_layers", 0))
     path = _one_list(model, layers, where=where)
     family = Family(layers=path, packs=False, ignored=_IGNORED, proved=False)
-    of_layers = dict(_of_layers({**whole.get_text_config().to_dict(), **config}, layers))
-    types = tuple(_kinds(of_layers, layers)) if of_layers else None
-    return Found(family=family, layers=layers, types=types, blood_type=_blood_type(config, without=of_layers))
+    with told_by_config(where):
+        of_layers = dict(_of_layers({**whole.get_text_config().to_dict(), **config}, layers))
+        types = tuple(_kinds(of_layers, layers)) if of_layers else None
+        facts = as_json(_blood_type(config, without=of_layers))
+    return Found(family=family, layers=layers, types=types, blood_type=facts)
 
 
 def _settings(config: Config, *, file: Path) -> Any:  # noqa: ANN401  transformers' classes have no common public type

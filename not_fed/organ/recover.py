@@ -139,8 +139,8 @@ class Recovered:
 
     @property
     def worse(self) -> bool:
-        """Whether the model reads the held-out texts worse than before."""
-        return self.after.value > self.before.value
+        """Whether the model reads the held-out texts worse than before, or what it reads is no number."""
+        return math.isnan(self.after.value) or self.after.value > self.before.value
 
 
 def plan_recovery(base: Base, *, texts: Sequence[str], settings: RecoverySettings) -> RecoveryPlan:

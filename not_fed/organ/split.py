@@ -21,13 +21,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from not_fed.errors import FitError
+from not_fed.errors import FitError, InputError
 from not_fed.organ.anatomy import Family, Span
 from not_fed.organ.checkpoint import Base
 from not_fed.organ.head_loss import token_losses
 from not_fed.organ.layout import Layout, pack, stack
 from not_fed.organ.organ import OrganInfo
 
+_OWN_CODE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")  # logits are cap * tanh(logits / cap)
 
 
@@ -35,6 +36,12 @@ class StoredOtherwise(FitError):
     """The model's files hold a layer in another form than the loaded model has it in: fused, quantised, renamed."""
 
     code = "stored-otherwise"
+
+
+class NoTokenizer(InputError):
+    """This model's folder holds no tokenizer that can be loaded."""
+
+    code = "no-tokenizer"
 
 
 class _Reached(Exception):
@@ -249,7 +256,7 @@ def load_split(
     span.check_inside(base.layers, where=str(base.folder))
     family = base.family  # refused before anything is loaded
     with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, **_OWN_CODE)
     model = model.to(device)
     if not family.proved:
         from not_fed.organ.split_check import check_split, observe
@@ -280,11 +287,22 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def load_tokenizer(base: Base) -> Any:  # noqa: ANN401  transformers has no common public type
-    """The base's own tokenizer."""
+    """The base's own tokenizer; code that comes with it is never run, nor is anybody asked whether it may.
+
+    Raises:
+        NoTokenizer: there is none, or it is not one of transformers' own.
+    Proved by: tests/unit/test_model_folder.py::test_code_that_comes_with_a_tokenizer_is_never_run
+    """
     from transformers import AutoTokenizer
 
     with quiet_transformers():
-        return AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
+        try:
+            return AutoTokenizer.from_pretrained(base.folder, **_OWN_CODE)
+        except (ValueError, OSError) as error:
+            raise NoTokenizer(
+                where=str(base.folder), expected="a tokenizer that the installed transformers has",
+                got=type(error).__name__, hint="copy the tokenizer's files into the folder; code in it is never run",
+            ) from None  # fmt: skip
 
 
 @contextmanager

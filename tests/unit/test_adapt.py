@@ -27,7 +27,7 @@ from not_fed.organ.adapt_fit import (
     ridge,
 )
 from not_fed.organ.anatomy import Span, SpanOutside
-from not_fed.organ.checkpoint import Base
+from not_fed.organ.checkpoint import Base, open_base
 from not_fed.organ.extract import extract
 from not_fed.organ.fit import OtherBase, check_fit
 from not_fed.organ.organ import OrganInfo, read_organ
@@ -349,3 +349,25 @@ def test_the_command_makes_an_organ_that_transplant_takes(tmp_path: Path) -> Non
     assert done["exact"] is True
     assert torch.isfinite(logits(tmp_path / "new")).all()
     assert CliRunner().invoke(app, [*call[:8], "--start", "identity", "--out", "x"]).exit_code != 0  # no data there
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"num_key_value_heads": 0},
+        {"num_attention_heads": 1, "num_key_value_heads": 3},
+        {"num_attention_heads": 60, "num_key_value_heads": 30},
+        {"intermediate_size": 6400},
+        {"hidden_size": 64},
+        {"hidden_size": "48"},
+    ],
+)
+def test_a_recipient_whose_settings_are_not_those_of_its_weights_is_refused(
+    lie: dict[str, Any], tmp_path: Path
+) -> None:
+    donor, recipient = save_base(tiny.tiny_llama(), tmp_path / "donor"), save_base(wider(), tmp_path / "recipient")
+    organ = extract(donor, span=SPAN, out=tmp_path / "f.organ")
+    config = recipient.folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **lie}))
+    with pytest.raises(CannotAdapt, match=r"recipient's config\.json"):
+        plan_adaptation(organ, donor=donor, recipient=open_base(recipient.folder), start="identity")

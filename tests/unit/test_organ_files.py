@@ -204,3 +204,13 @@ def test_rotary_settings_are_one_fact_in_either_spelling(base: Base) -> None:
 def test_a_safetensors_file_that_is_no_organ_is_told_apart(base: Base) -> None:
     with pytest.raises(NotAnOrgan):
         read_organ(base.folder / "model.safetensors")
+
+
+def test_a_shard_is_written_under_the_name_by_which_it_is_loaded(tmp_path: Path) -> None:
+    """Another link to it in the folder, whichever comes first there, is not its name."""
+    base = save_base(tiny.tiny_llama(), tmp_path / "base")
+    for name in ("another.safetensors", "zzz.safetensors"):
+        (base.folder / name).symlink_to("model.safetensors")
+    organ = extract(base, span=Span(1, 3), out=tmp_path / "o")
+    out = apply_transplant(plan_transplant(organ=organ, base=base), out=tmp_path / "out")
+    assert [path.name for path in out.glob("*.safetensors")] == ["model.safetensors"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,11 +17,12 @@ from transformers import PreTrainedModel
 from not_fed.errors import InputError
 from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import Base, open_base
-from not_fed.organ.evaluate import Evaluator
+from not_fed.organ.evaluate import Evaluator, Perplexity
 from not_fed.organ.extract import extract
 from not_fed.organ.organ import read_organ
 from not_fed.organ.recover import (
     NothingToRecover,
+    Recovered,
     RecoveredWorse,
     RecoverySettings,
     hold_out,
@@ -254,3 +256,11 @@ def test_weights_in_a_format_that_is_not_written_back_are_refused(tmp_path: Path
         plan_recovery(base, texts=TEXTS, settings=RecoverySettings())
     with pytest.raises(CannotTrain):
         train(base, records=TEXTS, settings=TrainSettings(span=SPAN), out=tmp_path / "o")
+
+
+def test_a_model_that_gives_no_number_at_all_is_worse() -> None:
+    before, after = (
+        Perplexity(value=value, ci_low=value, ci_high=value, tokens=9, records=1, seconds=0.0)
+        for value in (5.0, math.nan)
+    )
+    assert Recovered(out=Path("out"), steps=1, tokens=9, before=before, after=after, seconds=0.0).worse

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from not_fed.organ.body import SpansOverlap
 from not_fed.organ.checkpoint import Base, Place, digest_tensors, open_base
 from not_fed.organ.extract import extract
 from not_fed.organ.fit import OtherBase, ShapeDiffers
+from not_fed.organ.organ import read_organ
 from not_fed.organ.transplant import Delta, apply_transplant, delta, plan_body, plan_transplant, undo_transplant
 from not_fed.organ.transplant.delta import (
     DeltaOverflows,
@@ -28,6 +30,7 @@ from not_fed.organ.transplant.delta import (
     changed_blocks,
 )
 from not_fed.organ.transplant.ways import BadScale
+from not_fed.organ.writing import write_safetensors
 from tests.support import tiny
 from tests.support.folders import save_base
 from tests.support.learnt import fine_tuned, learnt_organ, span_tensors, tensors_of
@@ -264,3 +267,15 @@ def test_without_the_package_that_merges_ties_is_refused_in_the_plan(
     with pytest.raises(MergerMissing) as error:
         plan_body(organs, base=base, way=Delta(origin=base, overlap="ties"))
     assert "not-fed[peft]" in error.value.hint
+
+
+def test_an_organ_that_names_another_shape_as_its_origin_is_refused_in_the_plan(base: Base, tmp_path: Path) -> None:
+    """Its header is not signed: blood type and tensors of one base, the digest of another's layers."""
+    origin = save_base(tiny.tiny_qwen2(), tmp_path / "origin")
+    organ = learnt_organ(base, SPAN, tmp_path / "o.organ")
+    forged = replace(organ.manifest, span_sha256=origin.span_sha256(SPAN))
+    shapes = {name: (place.dtype, place.shape, place.end - place.begin) for name, place in organ.places.items()}
+    path = tmp_path / "forged.organ"
+    write_safetensors(path, shapes, metadata=forged.as_metadata(), blocks=lambda name: organ.places[name].blocks())
+    with pytest.raises(ShapeDiffers, match="and its base"):
+        plan_transplant(organ=read_organ(path), base=base, way=Delta(origin=origin))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from not_fed import canonical
 from not_fed.organ.anatomy import BloodTypeDiffers, Span, SpanOutside
@@ -247,3 +248,54 @@ def test_a_record_from_before_there_were_modes_is_still_undone(number: int, base
     (out / "not-fed" / "transplant.json").write_bytes(canonical.dumps(record))
     assert layers_put_in(out) == spans
     assert undo_transplant(out, out=tmp_path / "undone") == base.sha256
+
+
+def test_a_layer_that_config_json_does_not_count_is_never_dropped(base: Base, tmp_path: Path) -> None:
+    """Some models carry one more, which predicts further tokens: its number would be another afterwards."""
+    config = base.folder / "config.json"
+    fewer = tmp_path / "fewer"
+    shutil.copytree(base.folder, fewer)
+    (fewer / "config.json").write_text(json.dumps({**json.loads(config.read_text()), "num_hidden_layers": 3}))
+    organ = extract(open_base(fewer), span=SPAN, out=tmp_path / "o.organ")
+    with pytest.raises(LayersByNumber, match="layer 3"):
+        plan_transplant(organ=organ, base=open_base(fewer), way=Insert())
+
+
+def test_layers_that_are_counted_off_in_a_model_that_is_not_listed_stay_where_they_are(tmp_path: Path) -> None:
+    """Every second one a mixture of experts: one layer more, and each of the others would be of the other kind."""
+    config = Qwen3MoeConfig(
+        vocab_size=128, hidden_size=16, intermediate_size=16, moe_intermediate_size=8, num_hidden_layers=4,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, num_experts=2, num_experts_per_tok=1,
+        decoder_sparse_step=2,
+    )  # fmt: skip
+    base = save_base(tiny.filled(Qwen3MoeForCausalLM, config), tmp_path / "base")
+    settings = json.loads((base.folder / "config.json").read_text())
+    del settings["mlp_only_layers"]  # a list, refused by its name
+    (base.folder / "config.json").write_text(json.dumps(settings))
+    base = open_base(base.folder)
+    organ = extract(base, span=SPAN, out=tmp_path / "o.organ")
+    with pytest.raises(LayersByNumber, match="other tensors"):
+        plan_transplant(organ=organ, base=base, way=Insert(start="organ"))
+
+
+def test_the_new_layers_never_lie_in_a_file_of_a_name_that_is_taken(base: Base, tmp_path: Path) -> None:
+    """An old file of that name, which no index names any more, would be copied over them."""
+    stale = tmp_path / "stale"
+    shutil.copytree(base.folder, stale)
+    save_file({"old": torch.zeros(1)}, stale / "model-inserted-1.safetensors")
+    organ = learnt_organ(open_base(stale), SPAN, tmp_path / "o.organ")
+    out = apply_transplant(
+        plan_transplant(organ=organ, base=open_base(stale), way=Insert(start="organ")), out=tmp_path / "out"
+    )
+    assert span_tensors(open_base(out), SPAN).keys() == organ.places.keys()
+
+
+def test_an_index_that_says_nothing_of_the_whole_is_told_its_size(base: Base, tmp_path: Path) -> None:
+    silent = tmp_path / "silent"
+    shutil.copytree(base.folder, silent)
+    index = silent / "model.safetensors.index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "metadata": None}))
+    organ = extract(open_base(silent), span=SPAN, out=tmp_path / "o.organ")
+    out = apply_transplant(plan_transplant(organ=organ, base=open_base(silent), way=Insert()), out=tmp_path / "out")
+    total = json.loads((out / index.name).read_text())["metadata"]["total_size"]
+    assert total == sum(tensor.nbytes for tensor in tensors_of(out).values())

@@ -105,7 +105,7 @@ def write_renamed(
         weight_map |= dict.fromkeys([*inside, *more], name)
         progress("transplant", done=number, total=len(shards))
     if added and not single:
-        name = _free_name(shards.values())
+        name = _free_name({source.name for source in base.folder.iterdir()})
         _write_tensors(folder / name, added, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(added, name)
     if not single:
@@ -116,8 +116,15 @@ def write_renamed(
 
 def _shards(base: Base) -> dict[Path, str]:
     """The checkpoint's weight files, and what each is called in its folder: in the hub's cache they are links."""
-    called = {source.resolve(): source.name for source in base.folder.iterdir()}
-    return {shard: called.get(shard, shard.name) for shard in sorted({place.file for place in base.places.values()})}
+    index = base.folder / INDEX
+    names = _read_index(base)["weight_map"].values() if index.exists() else ["model.safetensors"]
+    called = {(base.folder / name).resolve(): name for name in names}
+    return {shard: called[shard] for shard in sorted({place.file for place in base.places.values()})}
+
+
+def _read_index(base: Base) -> dict[str, Any]:
+    index: dict[str, Any] = json.loads(files.read_regular((base.folder / INDEX).resolve(), max_bytes=_MAX_INDEX_BYTES))
+    return index
 
 
 def _overwrite(base: Base, shard: Path, target: Path, replaced: Mapping[str, Blocks]) -> None:
@@ -168,10 +175,11 @@ def _write_tensors(target: Path, tensors: Mapping[str, NewTensor], *, metadata: 
 
 
 def _write_index(base: Base, folder: Path, weight_map: Mapping[str, str]) -> None:
-    index: dict[str, Any] = json.loads(files.read_regular((base.folder / INDEX).resolve(), max_bytes=_MAX_INDEX_BYTES))
+    index = _read_index(base)
     places = [place for file in sorted(set(weight_map.values())) for place in read_header(folder / file).values()]
     totals = {"total_size": sum(place.end - place.begin for place in places)}
-    index["metadata"] = {**index.get("metadata", {}), **totals}
+    told = index.get("metadata")
+    index["metadata"] = {**(told if isinstance(told, dict) else {}), **totals}
     if "total_parameters" in index["metadata"]:
         index["metadata"]["total_parameters"] = sum(math.prod(place.shape) for place in places)
     index["weight_map"] = dict(sorted(weight_map.items()))

@@ -64,6 +64,7 @@ def check_delta(
     check_shapes(organ, places, where=where, any_format=True)
     check_layer_types(organ, base=base, at=span, where=where)
     originals = _originals(organ, origin)
+    check_shapes(organ, originals, where=f"{organ.path.name} and its base {origin.folder}", any_format=True)
     if organ.manifest.training is None:
         raise _nothing_learned(organ)
     for name in organ.places:

@@ -36,7 +36,8 @@ def check_insert(organ: OrganInfo, *, base: Base, before: int, where: str, accep
     Args:
         before: the layer that they are put before; the number of layers is the end.
     Raises:
-        BloodTypeDiffers, ShapeDiffers, LayersByNumber: it could not. SpanOutside: there is no such place.
+        BloodTypeDiffers, ShapeDiffers: it could not. SpanOutside: there is no such place.
+        LayersByNumber: settings or tensors set layers apart by their number.
         OtherBase: they were cut from other layers and `accept_different_base` is false. FalseOrigin.
     """
     check_blood_type(organ.manifest.blood_type, base.blood_type, where=where)
@@ -66,6 +67,7 @@ def _check_config(config: Mapping[str, Any], *, base: Base) -> None:
     lists = (key for key, value in config.items() if "layer" in key and isinstance(value, list))
     numbered = [key for key in _BY_NUMBER if config.get(key)]
     numbered += [key for key in lists if key != LAYER_TYPES]
+    numbered += _kept_apart(base)
     named = re.search(rf"\b{re.escape(base.family.list_name)}\.\d+", json.dumps(dict(config)))
     counts = {config[key] for key in _COUNTS if key in config}
     if numbered or named or counts != {base.layers}:
@@ -75,6 +77,23 @@ def _check_config(config: Mapping[str, Any], *, base: Base) -> None:
             got=", ".join(numbered) or ("a layer's name" if named else "a number of layers that is stated elsewhere"),
             hint="use --mode replace or delta, which leave the layers where they are",
         )
+
+
+def _kept_apart(base: Base) -> list[str]:
+    """What else tells layers apart by their number: tensors beyond the last, and in what is not listed, kinds."""
+    prefix = _prefix(base)
+    numbers = (name.removeprefix(prefix).partition(".")[0] for name in base.places if name.startswith(prefix))
+    found = [
+        f"tensors of layer {n}, which it does not count" for n in {*numbers} if n.isdecimal() and int(n) >= base.layers
+    ]
+    if not base.family.proved:
+        found += [kind for kind in base.layer_types or () if ", " in kind]
+        shapes = [
+            sorted((name, place.shape) for name, place in base.span_places(Span(at, at + 1)).items())
+            for at in range(base.layers)
+        ]
+        found += [f"layer {at}, which holds other tensors" for at, own in enumerate(shapes) if own != shapes[0]]
+    return found[:1]
 
 
 def tensors_to_zero(organ: OrganInfo, *, base: Base, where: str) -> frozenset[str]:

@@ -85,12 +85,12 @@ def record_transplant(plan: TransplantPlan, folder: Path, *, organs_sha256: Sequ
 
 def keep_notes(folder: Path, notes: Path) -> None:
     """Keep what the model in `folder` says of earlier steps among the notes on a new one."""
-    _carry_over(folder / NOTES, notes / _BEFORE / NOTES)
+    _carry_over(folder, NOTES, notes / _BEFORE / NOTES)
 
 
 def restore_notes(folder: Path, out: Path) -> None:
     """Give the model in `out`, as it was before the last step that made `folder`, the notes that it had then."""
-    _carry_over(earlier(folder) / NOTES, out / NOTES)
+    _carry_over(folder, earlier(Path()) / NOTES, out / NOTES)
 
 
 def earlier(folder: Path) -> Path:
@@ -98,9 +98,17 @@ def earlier(folder: Path) -> Path:
     return folder / NOTES / _BEFORE
 
 
-def _carry_over(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target, copy_function=lambda old, new: link_or_copy(Path(old), Path(new)))
+def _carry_over(folder: Path, inside: str | Path, target: Path) -> None:
+    """Links are left out: a stranger's could lead to any file or folder of this machine, or back to itself.
+
+    Proved by: tests/unit/test_model_notes.py::test_notes_are_never_followed_out_of_the_model
+    """
+    source = folder.resolve() / inside
+    if source.is_dir() and source.resolve() == source:
+        shutil.copytree(
+            source, target, copy_function=lambda old, new: link_or_copy(Path(old), Path(new)),
+            ignore=lambda at, names: [name for name in names if Path(at, name).is_symlink()],
+        )  # fmt: skip
 
 
 def layers_put_in(folder: Path) -> list[Span]:
@@ -118,12 +126,15 @@ def undo_transplant(folder: Path, *, out: Path, progress: Progress = silent) -> 
     Raises:
         NothingToUndo: no transplant was recorded there, or the record is damaged. OutputExists.
         UndoDiffers: the model was changed since, so that its other tensors are not the base's.
+        SpanOutside: the record names layers that the model has not.
     Guarantees:
         every tensor of `out` is bit-identical to the base's: its digest is the one on record.
     Proved by: tests/journeys/test_import.py::test_undo_gives_the_base_back_bit_for_bit,
         tests/journeys/test_transplant_modes.py::test_each_mode_is_undone_bit_for_bit
     """
     record, model = _read(folder), open_base(folder)
+    for span in (*record.put_in, *record.taken_out):
+        span.check_inside(model.layers, where=str(folder / NOTES / RECORD))
     with files.new_folder(out) as part:
         if record.mode == Insert.mode:
             _drop(record.put_in, model, part, progress=progress)
@@ -160,7 +171,7 @@ def _read(folder: Path) -> _Record:
     try:
         record = canonical.loads(files.read_regular(where, max_bytes=_MAX_RECORD_BYTES), where=str(where))
         return _parsed(record)
-    except (InputError, KeyError, TypeError, AttributeError):
+    except (InputError, KeyError, TypeError, ValueError, AttributeError):
         raise NothingToUndo(
             where=str(where), expected="the record of a transplant", got="none",
             hint="name the folder that not-fed transplant or import wrote",
@@ -168,18 +179,25 @@ def _read(folder: Path) -> _Record:
 
 
 def _parsed(record: dict[str, Any]) -> _Record:
-    """A record of any version; raises KeyError, TypeError or BadSpan when it is none."""
+    """A record of any version; raises KeyError, TypeError, ValueError or BadSpan when it is none."""
     if record["schema"] == SCHEMA:
-        organs, taken_out = record["organs"], [Span(*span) for span in record["taken_out"]]
+        organs, taken_out = record["organs"], [_span(span) for span in record["taken_out"]]
     elif record["schema"] in (_OF_ONE, _OF_SEVERAL):
         organs = [record] if record["schema"] == _OF_ONE else record["grafts"]
-        taken_out = [Span(*organ["at"]) for organ in organs]
+        taken_out = [_span(organ["at"]) for organ in organs]
     else:
         raise KeyError(record["schema"])
-    put_in = tuple(Span(*organ["at"]) for organ in organs)
+    put_in = tuple(_span(organ["at"]) for organ in organs)
     return _Record(
         mode=str(record["mode"]), base_sha256=str(record["base_sha256"]), put_in=put_in, taken_out=tuple(taken_out)
     )
+
+
+def _span(value: Sequence[Any]) -> Span:
+    start, stop = value
+    if type(start) is not int or type(stop) is not int:
+        raise TypeError("span")
+    return Span(start, stop)
 
 
 def _settings(plan: TransplantPlan) -> dict[str, Any]:
