@@ -23,7 +23,7 @@ from not_fed.bench.dp_settings import NAMES, Setting, Size
 from not_fed.bench.dp_texts import BenchTexts
 from not_fed.bench.dp_trainee import Corpus, MethodName, Recipe, Trainee
 from not_fed.bench.finished import Finished
-from not_fed.bench.harness import sweep
+from not_fed.bench.harness import ranked, sweep
 from not_fed.organ.anatomy import Span
 from not_fed.organ.checkpoint import Base
 from not_fed.privacy.accounting import DpPlan, plan_dp
@@ -208,7 +208,7 @@ def _rows(content: dict[str, Any], size: Size) -> Iterator[dict[str, Any]]:
             for epsilon in setting.epsilons:
                 anchor = None if epsilon is None else setting.anchor
                 tried = {
-                    job["recipe"]["lr"]: job["perplexity"]["value"]
+                    job["recipe"]["lr"]: ranked(job["perplexity"]["value"])
                     for job in same
                     if job["stage"] == "rehearsal" and job["epsilon"] == anchor
                 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -57,7 +58,7 @@ def sweep(score: Callable[[float], float], rates: Sequence[float], *, most: int)
     >>> sweep(lambda lr: abs(lr - 8), [1.0, 2.0], most=6)
     8.0
     """
-    found = {rate: score(rate) for rate in sorted(rates)}
+    found = {rate: ranked(score(rate)) for rate in sorted(rates)}
     while len(found) < most:
         tried = sorted(found)
         best = min(tried, key=lambda rate: found[rate])
@@ -65,8 +66,13 @@ def sweep(score: Callable[[float], float], rates: Sequence[float], *, most: int)
             break
         inner = tried[1] if best == tried[0] else tried[-2]
         following = float(f"{best * best / inner:.3g}")
-        found[following] = score(following)
+        found[following] = ranked(score(following))
     return min(found, key=lambda rate: found[rate])
+
+
+def ranked(score: float) -> float:
+    """For choosing the lowest: a run that ended in NaN, which compares with nothing, comes last."""
+    return math.inf if math.isnan(score) else score
 
 
 def matmul_gflops(size: int = 1024, repeats: int = 20) -> float:

@@ -23,7 +23,7 @@ from typing import Any
 
 from not_fed import canonical
 from not_fed.bench.finished import Finished, read_finished
-from not_fed.bench.harness import Times, interleaved, matmul_gflops, peak_memory_mb, sweep
+from not_fed.bench.harness import Times, interleaved, matmul_gflops, peak_memory_mb, ranked, sweep
 from not_fed.bench.learners import Learner, Method, adamw, teach
 from not_fed.bench.organ_texts import Texts
 from not_fed.errors import InputError
@@ -331,7 +331,7 @@ def _rows(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             here = [job for job in mine if job["steps"] == steps]
             if not here:
                 continue
-            lr = min(_first_seed(here), key=lambda job: job["validation"]["value"])["lr"]
+            lr = min(_first_seed(here), key=lambda job: ranked(job["validation"]["value"]))["lr"]
             runs = [job for job in here if job["lr"] == lr]
             values = [run["perplexity"]["value"] for run in runs]
             first = min(runs, key=lambda run: run["seed"])

@@ -59,7 +59,10 @@ def organ_command(
         Path | None, typer.Option("--held-out", help="Records to measure on; goes with --data.")
     ] = None,
     rates_of: Annotated[
-        Path | None, typer.Option("--rates-of", help="Take the learning rates of this finished run; sweep none.")
+        Path | None,
+        typer.Option(
+            "--rates-of", help="Take the learning rates that this finished run chose; sweep only what it lacks."
+        ),
     ] = None,
     out: FinishedFile = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="Also draw perplexity against cost (.png).")] = None,
@@ -70,8 +73,11 @@ def organ_command(
 
     from not_fed.bench.organ import FULL, QUICK, bench_organ, finished_rates, methods_for, table
     from not_fed.bench.organ_picture import conclusion, organ_picture
+    from not_fed.bench.sweep_picture import require_pictures
     from not_fed.resources.bases import find_base
 
+    if picture is not None:
+        require_pictures()
     with shown() as progress, tempfile.TemporaryDirectory() as scratch:
         texts = _organ_texts(corpus, data, held_out, progress=progress)
         found = find_base(base, progress=progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,7 @@ def test_a_sweep_goes_on_past_an_end_that_is_best_and_stops_at_its_most() -> Non
     assert asked == [0.1, 0.2, 0.4, 0.8]
     assert sweep(lambda lr: -lr, (1.0, 2.0), most=4) == 8.0
     assert sweep(lambda lr: lr, (1.0, 2.0), most=4) == 0.25
+    assert sweep(lambda lr: math.nan if lr >= 1 else lr, (1.0, 2.0), most=4) == 0.25  # a run that diverged is no choice
 
 
 def test_a_warm_up_ends_at_the_peak() -> None:

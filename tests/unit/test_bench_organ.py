@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from not_fed.bench import organ
+from not_fed.bench import organ, organ_texts
 from not_fed.bench.learners import Learner, Method, teach
 from not_fed.bench.organ import Size, bench_organ, budgets, methods_for, table
 from not_fed.bench.organ_picture import conclusion, frontier, organ_picture
 from not_fed.bench.organ_texts import Texts, pooled, split_texts
+from not_fed.cli import main as command
 from not_fed.errors import InputError
 from not_fed.organ.checkpoint import Base, open_base
 from not_fed.organ.prefix import tokenise
 from not_fed.organ.split import load_tokenizer
+from not_fed.resources import bases
 from tests.support.tiny import tiny_llama
 from tests.unit.test_bench_dp import WORDS, saved
 
@@ -131,6 +134,21 @@ def test_a_budget_counts_only_what_is_done_in_time() -> None:
     assert [(b["lora"]["perplexity"], b["organ"] and b["organ"]["perplexity"]) for b in found] == [(30, None), (25, 20)]
     said = conclusion({"budgets": found, "texts": "made up", "base": {"test": {"value": 40.0}}})
     assert said.startswith("at 1 of 2 times")
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after hours, with nothing printed."""
+
+    def find_base(*_: object, **__: object) -> Base:
+        raise AssertionError("it began")
+
+    monkeypatch.setattr(bases, "find_base", find_base)
+    monkeypatch.setattr(organ_texts, "of_corpus", find_base)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("sys.argv", ["not-fed", "bench", "organ", "--picture", "x.png"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == InputError.exit_code
 
 
 def test_the_frontier_leaves_out_what_a_cheaper_row_beats() -> None:
