@@ -56,11 +56,18 @@ def adapt_command(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The organ file to write.")] = None,
     carry: Annotated[
-        float, typer.Option("--carry", help="How much of what the organ has learnt the fit aims at; 0: nothing of it.")
-    ] = 1.0,
-    positions: Annotated[int, typer.Option("--positions", help="At most so many tokens of the text.")] = 8192,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longer records are cut.")] = 512,
-    seed: Annotated[int, typer.Option("--seed", help="Which records of the text.")] = 0,
+        float | None,
+        typer.Option(
+            "--carry", help="How much of what the organ has learnt the fit aims at; 0: nothing of it. [default: 1]"
+        ),
+    ] = None,
+    positions: Annotated[
+        int | None, typer.Option("--positions", help="At most so many tokens of the text. [default: 8192]")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", help="Longer records are cut. [default: 512]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Which records of the text. [default: 0]")] = None,
     text_field: TextField = "text",
     device: Device = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be made; fit and write nothing.")] = False,
@@ -86,7 +93,14 @@ def adapt_command(
             got="neither" if data is None else "--data with --start identity",
             hint="give public text, or take --start identity" if data is None else "leave --data out",
         )  # fmt: skip
-    settings = FitSettings(positions=positions, max_tokens=max_tokens, carry=carry, seed=seed)
+    told = {"carry": carry, "positions": positions, "max_tokens": max_tokens, "seed": seed}
+    given: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+    if given and not fitted:
+        raise UsageError(
+            where=f"--{next(iter(given)).replace('_', '-')}", expected="--start least-squares", got="--start identity",
+            hint="leave it out: nothing is fitted there",
+        )  # fmt: skip
+    settings = FitSettings(**given)
     texts: tuple[str, ...] = ()
     if data is not None:
         records = read_data(data, text_field=text_field, unit="record")
@@ -107,7 +121,7 @@ def adapt_command(
             written = adapted.organ
         else:
             written = adapt_identity(plan, out=out, progress=progress)
-    _show(plan, written, adapted, carry=carry, as_json=as_json)
+    _show(plan, written, adapted, carry=settings.carry, as_json=as_json)
 
 
 def _show(plan: AdaptPlan, written: OrganInfo | None, adapted: Adapted | None, *, carry: float, as_json: bool) -> None:

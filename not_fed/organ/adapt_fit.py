@@ -76,6 +76,7 @@ class FitSettings:
             ("positions", self.positions, 1 <= self.positions <= 1 << 24, "1 to 16,777,216"),
             ("max_tokens", self.max_tokens, self.max_tokens >= 2, "at least 2"),
             ("carry", self.carry, 0 <= self.carry <= 10, "0 to 10"),
+            ("seed", self.seed, 0 <= self.seed < 1 << 63, "0 to 2^63 - 1"),
         ]
         for name, value, right, expected in checks:
             if not right:

@@ -19,7 +19,7 @@ from not_fed.errors import FitError, InputError
 Config = Mapping[str, Any]  # config.json
 LAYER_TYPES = "layer_types"  # the field of a blood type that belongs to a span, not to its model
 FULL = "full_attention"  # the kind of layer that needs no mention
-_SLIDING = "sliding_attention"
+SLIDING = "sliding_attention"
 MAX_LAYERS = 4096  # what is counted off layer by layer must end; the largest models have some hundred
 _WIDTHS = frozenset({"hidden_size", "attention_heads", "key_value_heads", "head_dim", "intermediate_size"})
 
@@ -115,13 +115,13 @@ def _gemma3_types(config: Config) -> list[str]:
 
 
 def _every(number: int, config: Config) -> list[str]:
-    return [_SLIDING if (index + 1) % number else FULL for index in range(layer_count(config))]
+    return [SLIDING if (index + 1) % number else FULL for index in range(layer_count(config))]
 
 
 def _qwen_types(config: Config) -> list[str]:
     """The first layers see everything, those from `max_window_layers` on through a window, if there is one at all."""
     first = layer_count(config) if config.get("sliding_window") is None else config["max_window_layers"]
-    return [FULL if index < first else _SLIDING for index in range(layer_count(config))]
+    return [FULL if index < first else SLIDING for index in range(layer_count(config))]
 
 
 def _qwen(config: Config) -> Config:
@@ -142,8 +142,8 @@ def _gemma3(config: Config) -> Config:
         **(config.get("rope_scaling") or {}),
         **(stated.get(FULL) or {}),
     }
-    sliding = {"rope_theta": config.get("rope_local_base_freq", 1e4), **(stated.get(_SLIDING) or {})}
-    return {**config, "rope_parameters": {FULL: full, _SLIDING: sliding}}
+    sliding = {"rope_theta": config.get("rope_local_base_freq", 1e4), **(stated.get(SLIDING) or {})}
+    return {**config, "rope_parameters": {FULL: full, SLIDING: sliding}}
 
 
 def _phi3(config: Config) -> Config:

@@ -90,6 +90,7 @@ class RecoverySettings:
             ("max_seconds", self.max_seconds, self.max_seconds > 0, "a positive number"),
             ("batch_tokens", self.batch_tokens, self.batch_tokens >= 1, "at least 1"),
             ("max_tokens", self.max_tokens, self.max_tokens >= 2, "at least 2"),
+            ("seed", self.seed, 0 <= self.seed < 1 << 63, "0 to 2^63 - 1"),
         ):
             if not right:
                 raise InputError(

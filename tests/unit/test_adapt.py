@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from typer.testing import CliRunner
 
 from not_fed.cli.main import app
+from not_fed.errors import InputError, UsageError
 from not_fed.files import OutputExists
 from not_fed.organ.adapt import CannotAdapt, NotFinite, adapt_identity, plan_adaptation
 from not_fed.organ.adapt_fit import (
@@ -31,6 +32,7 @@ from not_fed.organ.checkpoint import Base, open_base
 from not_fed.organ.extract import extract
 from not_fed.organ.fit import OtherBase, check_fit
 from not_fed.organ.organ import OrganInfo, read_organ
+from not_fed.organ.recover import RecoverySettings
 from not_fed.organ.transplant import ChangedSincePlan, apply_transplant, plan_transplant
 from not_fed.organ.writing import write_safetensors
 from tests.support import tiny
@@ -371,3 +373,18 @@ def test_a_recipient_whose_settings_are_not_those_of_its_weights_is_refused(
     config.write_text(json.dumps({**json.loads(config.read_text()), **lie}))
     with pytest.raises(CannotAdapt, match=r"recipient's config\.json"):
         plan_adaptation(organ, donor=donor, recipient=open_base(recipient.folder), start="identity")
+
+
+@pytest.mark.parametrize("option", ["--carry", "--positions", "--max-tokens", "--seed"])
+def test_an_option_of_the_fit_is_refused_where_nothing_is_fitted(option: str) -> None:
+    call = ["adapt", "f.organ", "--base", "b", "--into", "b", "--start", "identity", "--out", "g", option, "4"]
+    with pytest.raises(UsageError, match=option):
+        CliRunner().invoke(app, call, catch_exceptions=False)
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 70])
+def test_a_seed_that_no_generator_takes_is_bad_input(seed: int) -> None:
+    with pytest.raises(InputError, match="seed"):
+        FitSettings(seed=seed)
+    with pytest.raises(InputError, match="seed"):
+        RecoverySettings(seed=seed)

@@ -138,3 +138,22 @@ def test_code_that_comes_with_a_tokenizer_is_never_run(
     with pytest.raises(NoTokenizer):
         load_tokenizer(base)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hidden_act": "x" * 5000},
+        {"hidden_act": "\ud800"},
+        {"rope_parameters": {"factor": 10**30}},
+        {"model_type": "starcoder2", "more": {str(number): number for number in range(600)}},
+    ],
+)
+def test_settings_that_no_header_holds_are_refused_before_writing(
+    settings: Mapping[str, Any], base: Base, tmp_path: Path
+) -> None:
+    """An organ that nobody could read again."""
+    say(base.folder, **settings)
+    with pytest.raises(BadConfig):
+        extract(open_base(base.folder), span=Span(1, 3), out=tmp_path / "organ")
+    assert not (tmp_path / "organ").exists()

@@ -18,7 +18,7 @@ from not_fed.organ.anatomy import BloodTypeDiffers, Span, SpanOutside
 from not_fed.organ.body import SpansOverlap
 from not_fed.organ.checkpoint import Base, open_base
 from not_fed.organ.extract import extract
-from not_fed.organ.fit import OtherBase, ShapeDiffers
+from not_fed.organ.fit import LayerTypesDiffer, OtherBase, ShapeDiffers
 from not_fed.organ.transplant import (
     Insert,
     NothingToUndo,
@@ -299,3 +299,12 @@ def test_an_index_that_says_nothing_of_the_whole_is_told_its_size(base: Base, tm
     out = apply_transplant(plan_transplant(organ=organ, base=open_base(silent), way=Insert()), out=tmp_path / "out")
     total = json.loads((out / index.name).read_text())["metadata"]["total_size"]
     assert total == sum(tensor.nbytes for tensor in tensors_of(out).values())
+
+
+@pytest.mark.parametrize("kinds", [["evil", "x"], "ab", ["full_attention"], [1, 2], [{}, {}], 7, None])
+def test_kinds_that_the_family_has_not_never_reach_config_json(kinds: object, tmp_path: Path) -> None:
+    base = save_base(tiny.tiny_gemma2(), tmp_path / "base")
+    organ = extract(base, span=SPAN, out=tmp_path / "o.organ")
+    lying = replace(organ.manifest, blood_type={**organ.manifest.blood_type, "layer_types": kinds})
+    with pytest.raises(LayerTypesDiffer):
+        plan_transplant(organ=replace(organ, manifest=lying), base=base, way=Insert())

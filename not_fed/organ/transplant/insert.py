@@ -9,9 +9,9 @@ from typing import Any
 
 from not_fed import files
 from not_fed.errors import FitError
-from not_fed.organ.anatomy import FULL, LAYER_TYPES, Span, SpanOutside, check_blood_type
+from not_fed.organ.anatomy import FULL, LAYER_TYPES, SLIDING, Span, SpanOutside, check_blood_type
 from not_fed.organ.checkpoint import Base, Place
-from not_fed.organ.fit import check_origin, check_shapes
+from not_fed.organ.fit import LayerTypesDiffer, check_origin, check_shapes
 from not_fed.organ.organ import OrganInfo
 
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -37,6 +37,7 @@ def check_insert(organ: OrganInfo, *, base: Base, before: int, where: str, accep
         before: the layer that they are put before; the number of layers is the end.
     Raises:
         BloodTypeDiffers, ShapeDiffers: it could not. SpanOutside: there is no such place.
+        LayerTypesDiffer: they are of kinds that this model's family has not, or not of one kind each.
         LayersByNumber: settings or tensors set layers apart by their number.
         OtherBase: they were cut from other layers and `accept_different_base` is false. FalseOrigin.
     """
@@ -48,9 +49,24 @@ def check_insert(organ: OrganInfo, *, base: Base, before: int, where: str, accep
             hint="--at names the layer that the new ones are put before",
         )  # fmt: skip
     check_shapes(organ, _like(organ.span, base), where=where)
+    _check_kinds(organ, base=base, where=where)
     if organ.span.stop > base.layers and accept_different_base:
         return False
     return check_origin(organ, base=base, at=organ.span, where=where, accept_different_base=accept_different_base)
+
+
+def _check_kinds(organ: OrganInfo, *, base: Base, where: str) -> None:
+    """What an organ says of its layers will stand in config.json.
+
+    Proved by: tests/unit/test_transplant_insert.py::test_kinds_that_the_family_has_not_never_reach_config_json
+    """
+    kinds = organ.manifest.blood_type.get(LAYER_TYPES, [FULL] * len(organ.span))
+    known = {FULL, SLIDING, *(base.layer_types or ())}
+    if not isinstance(kinds, list) or len(kinds) != len(organ.span) or not known.issuperset(map(str, kinds)):
+        raise LayerTypesDiffer(
+            where=where, expected=f"{len(organ.span)} of {', '.join(sorted(known))}", got=str(kinds)[:100],
+            hint="use an organ of this model's own family",
+        )  # fmt: skip
 
 
 def _like(span: Span, base: Base) -> dict[str, Place]:
