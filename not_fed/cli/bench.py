@@ -128,7 +128,7 @@ def paper_command(
     """The protocol of the Neural Organ Transplantation paper: stand-alone organs by position, controls, domains."""
     import tempfile
 
-    from not_fed.bench.organ_texts import HELD_OUT, of_corpus
+    from not_fed.bench.organ_texts import MOST_RECORDS, of_corpus
     from not_fed.bench.paper import FULL, QUICK, bench_paper, table
     from not_fed.resources.bases import find_base
 
@@ -136,7 +136,7 @@ def paper_command(
     with shown() as progress, tempfile.TemporaryDirectory() as scratch:
         result = bench_paper(
             find_base(base, progress=progress), size=size, out=out or Path(scratch) / "bench.json", progress=progress,
-            domains=of_corpus(corpus.value, records=size.records + size.others, held_out=HELD_OUT, progress=progress),
+            domains=of_corpus(corpus.value, records=80 if quick else MOST_RECORDS[corpus.value], progress=progress),
         )  # fmt: skip
     sys.stdout.write((json.dumps(result) if as_json else table(result)) + "\n")
 

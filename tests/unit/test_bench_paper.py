@@ -13,7 +13,7 @@ from tests.support.tiny import tiny_llama
 from tests.unit.test_bench_dp import saved
 from tests.unit.test_bench_organ import some_texts
 
-TINY = Size(records=20, others=20, test=6, positions=(0.0, 1.0), recovery_steps=1, lr=1e-2)
+TINY = Size(records=20, test=6, positions=(0.0, 1.0), recovery_steps=1, lr=1e-2)
 
 
 @pytest.fixture(scope="module")
