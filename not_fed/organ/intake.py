@@ -10,7 +10,7 @@ beside the new model, which may hold the organ and half a model; the next comman
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,6 +28,7 @@ from not_fed.organ.claims import check_claim
 from not_fed.organ.organ import organ_of, read_organ
 from not_fed.organ.transplant import (
     NOTES,
+    Delta,
     Graft,
     Replace,
     Way,
@@ -36,6 +37,7 @@ from not_fed.organ.transplant import (
     record_transplant,
     write_transplant,
 )
+from not_fed.organ.transplant.copying import check_unchanged, state_of
 from not_fed.progress import Progress, silent
 from not_fed.trust.members import TrustedRoster
 
@@ -56,6 +58,7 @@ class IntakePlan:
     Attributes:
         graft: the organ in its place, as far as its header tells.
         at: first layer of its place, or None for where it was cut.
+        states: size and modification time of the models' weight files.
     """
 
     delivery: Delivery
@@ -68,6 +71,7 @@ class IntakePlan:
     expect: Expectation
     roster: TrustedRoster = field(repr=False)
     opener: Opener = field(repr=False)
+    states: Mapping[Path, tuple[int, int]] = field(repr=False)
 
 
 def plan_intake(
@@ -93,10 +97,13 @@ def plan_intake(
     assert verified.passport is not None, "verified with a key"
     check_claim(verified.passport.dp)
     organ, base, how = organ_of(verified.header, path=delivery.sealed), into(), way()
+    models = (base, how.origin) if isinstance(how, Delta) else (base,)
+    states = {path: state_of(path) for path in {place.file for model in models for place in model.places.values()}}
     graft = fit_graft(organ, base=base, at=at, accept_different_base=accept_different_base, way=how)
     return IntakePlan(
         delivery=delivery, verified=verified, base=base, way=how, graft=graft, at=at,
         accept_different_base=accept_different_base, expect=expect, roster=roster, opener=opener,
+        states=states,
     )  # fmt: skip
 
 
@@ -107,9 +114,12 @@ def apply_intake(
 
     Raises:
         ChangedSinceVerified: the file was replaced after the plan. WaybillReplayed: somebody else took it in
-        meanwhile. OutputExists, ChangedSincePlan, NoSpace. Of a delta NothingLearned and DeltaOverflows, which
-            only the organ's own numbers can tell.
+        meanwhile. OutputExists, NoSpace.
+        ChangedSincePlan: a model's file is another than when the fit was settled.
+        NothingLearned, DeltaOverflows: of a delta; only the organ's own numbers can tell.
+    Proved by: tests/journeys/test_import.py::test_a_base_that_changes_while_a_person_thinks_gets_nothing
     """
+    check_unchanged(plan.states)
     with ExitStack() as undo:
         with files.new_folder(out) as part:
             opened = _open(plan, part, now=now, seen=seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from not_fed.keys import Secret, create_keys
 from not_fed.organ.anatomy import Span
@@ -227,3 +229,20 @@ def test_a_strangers_organ_is_added_or_inserted_after_the_same_questions(
     assert open_base(tmp_path / "model").sha256 == open_base(expected).sha256
     undone = typed("undo", tmp_path / "model", "--out", tmp_path / "back", "--json").result
     assert undone["base_sha256"] == ours.sha256
+
+
+def test_a_base_that_changes_while_a_person_thinks_gets_nothing(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The organ would be written at the places that the old file had its tensors at."""
+    typed = runner(monkeypatch, capsys)
+    monkeypatch.chdir(made)
+    weights = Path(shutil.copytree(made / "base", tmp_path / "base")) / "model.safetensors"
+
+    def thinks(*_: object, **__: object) -> None:
+        save_file(load_file(weights), weights, {"format": "pt", "note": "saved again"})
+
+    monkeypatch.setattr("not_fed.cli.intake.typer.confirm", thinks)
+    call = ("--identity", "hub", "--roster", "R", "--into", weights.parent, *PW, "--json", "--out", tmp_path / "model")
+    assert typed("import", "knee.sealed", *call).error == "changed-since-plan"
+    assert not (tmp_path / "model").exists()
