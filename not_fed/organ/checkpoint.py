@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -157,12 +158,10 @@ class Base:
         return {organ: self.places[name] for organ, name in self.span_names(span).items()}
 
     def span_names(self, span: Span) -> dict[str, str]:
-        """Organ tensor name -> name in this checkpoint; errors as `span_places`."""
+        """Organ tensor name -> name in this checkpoint; errors as `span_places`, and NotABase: it has a layer twice."""
         span.check_inside(self.layers, where=str(self.folder))
         family, found = self.family, {}
-        prefix = next(
-            (p for p in family.prefixes() if any(name.startswith(p) for name in self.places)), family.prefixes()[0]
-        )
+        prefix = self._layers_prefix(family)
         for name in sorted(self.places):
             index, _, rest = name.removeprefix(prefix).partition(".")
             ignored = family.ignored is not None and family.ignored.fullmatch(rest)
@@ -177,6 +176,22 @@ class Base:
                 hint="the checkpoint is incomplete",
             )
         return found
+
+    def _layers_prefix(self, family: Family) -> str:
+        """How the names of layers begin, up to the number; transformers would load either of two spellings.
+
+        Proved by: tests/unit/test_model_folder.py::test_a_layer_under_two_names_is_no_base
+        """
+        starts = {p: [name for name in self.places if name.startswith(p)] for p in family.prefixes()}
+        known = [prefix for prefix, names in starts.items() if names] or [family.prefixes()[0]]
+        odd = [name for name in starts[known[0]] if re.match(r"0\d", name.removeprefix(known[0]))]
+        odd += [starts[other][0] for other in known[1:]]
+        if odd:
+            raise NotABase(
+                where=str(self.folder), expected=f"layers as {known[0]}0, and no other spelling", got=odd[0][:100],
+                hint="save the model again with transformers, save_pretrained",
+            )  # fmt: skip
+        return known[0]
 
 
 def open_base(folder_or_name: str | Path, *, progress: Progress = silent) -> Base:

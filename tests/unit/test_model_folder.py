@@ -157,3 +157,13 @@ def test_settings_that_no_header_holds_are_refused_before_writing(
     with pytest.raises(BadConfig):
         extract(open_base(base.folder), span=Span(1, 3), out=tmp_path / "organ")
     assert not (tmp_path / "organ").exists()
+
+
+@pytest.mark.parametrize("name", ["layers.1.self_attn.q_proj.weight", "model.layers.01.self_attn.q_proj.weight"])
+def test_a_layer_under_two_names_is_no_base(name: str, tmp_path: Path) -> None:
+    """An organ would go into one of them, and transformers load the other."""
+    base = save_base(tiny.tiny_llama(), tmp_path / "base")
+    tensors = load_file(base.folder / SHARD)
+    save_file({**tensors, name: tensors[NAME] * 2}, base.folder / SHARD, {"format": "pt"})
+    with pytest.raises(NotABase):
+        extract(open_base(base.folder), span=Span(1, 3), out=tmp_path / "organ")
