@@ -232,6 +232,7 @@ def train(
     whose = records if isinstance(records, Records) else Records(tuple(records))
     _require_ready(whose, settings, charge=charge, body=body, out=out)
     require_trainable(base.span_places(settings.span).values(), where=str(base.folder))
+    origin = describe(base, settings.span)  # what cannot be said of an organ is found out before it is trained
     start, others = _start(init, base=base, at=settings.span.start), read_body(body, base=base, beside=settings.span)
     before = others if start is None else (start, *others)
     if settings.dp is not None and any(_promises_nothing(organ) for organ in before):
@@ -267,9 +268,7 @@ def train(
         training["proximal"] = settings.proximal
     if others:
         training["body"] = digests(others)
-    manifest = replace(
-        describe(base, settings.span), training=training, parents=() if start is None else (start.sha256,)
-    )
+    manifest = replace(origin, training=training, parents=() if start is None else (start.sha256,))
     organ = _write(data.model, manifest=manifest, base=base, out=out)
     resume.forget()
     steps.settle()
