@@ -50,6 +50,8 @@ def organ_picture(result: Mapping[str, Any], *, out: Path) -> None:
     for axes, (cost, unit, label) in zip(figure.subplots(1, len(AXES), sharey=True), AXES, strict=True):
         for kind, colour in COLOURS.items():
             rows = [row for row in result["rows"] if row["kind"] == kind]
+            if not rows:
+                continue
             for row in rows:
                 low, high = row["spread"]
                 error = [[row["perplexity"] - low], [high - row["perplexity"]]]
@@ -60,10 +62,12 @@ def organ_picture(result: Mapping[str, Any], *, out: Path) -> None:
                 label=WORDS[kind],
             )  # fmt: skip
         axes.set_xlabel(label)
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.grid(visible=True, alpha=0.25)
     first = figure.axes[0]
     first.set_ylabel("perplexity on held-out records")
     first.legend(frameon=False)
-    figure.suptitle(conclusion(result), fontsize=11)
+    said = conclusion(result)
+    figure.suptitle(said[0].upper() + said[1:], fontsize=11)
     figure.savefig(out, dpi=110)
